@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a backend gives: two AEADs, each behind the same few calls.  A state belongs
+ * to one work space; set_key comes before seal and open.
+ */
+#ifndef UPSEAL_AEAD_H
+#define UPSEAL_AEAD_H
+
+#include "upseal.h"
+
+typedef struct {
+    /* Leading bytes of a record's nonce that choose its subkey: XAES 12, XChaCha 16. */
+    size_t salt_len;
+    void *(*state_new)(void);
+    void (*state_free)(void *state); /* wipes */
+    /* The subkey of XAES-256-GCM or XChaCha20-Poly1305 for a record's 24-byte nonce. */
+    upseal_status (*subkey)(void *state, const uint8_t key[32], const uint8_t nonce[24],
+                            uint8_t subkey[32]);
+    upseal_status (*set_key)(void *state, const uint8_t key[32]);
+    /* out: len + 16 bytes; in == out is allowed. */
+    upseal_status (*seal)(void *state, const uint8_t iv[12], const uint8_t *aad, size_t aad_len,
+                          const uint8_t *in, size_t len, uint8_t *out);
+    /* in: len + 16 bytes; out (len) is zero after UPSEAL_EFORGED. */
+    upseal_status (*open)(void *state, const uint8_t iv[12], const uint8_t *aad, size_t aad_len,
+                          const uint8_t *in, size_t len, uint8_t *out);
+} upseal_aead;
+
+typedef struct {
+    const char *name;
+    int (*usable)(void);
+    const char *(*version)(void);
+    const upseal_aead *aes;
+    const upseal_aead *chacha;
+} upseal_backend;
+
+extern const upseal_backend upseal_backend_openssl;
+extern const upseal_aead upseal_aes_openssl;
+extern const upseal_aead upseal_chacha_openssl;
+#ifdef UPSEAL_WITH_IPPCP
+extern const upseal_backend upseal_backend_ippcp;
+#endif
+
+struct upseal_work {
+    const upseal_aead *aead[2]; /* by cipher - 1 */
+    void *state[2];
+};
+
+struct upseal_key {
+    uint8_t cipher;
+    uint8_t has_base_nonce;
+    uint8_t key[UPSEAL_KEY_LEN];
+    uint8_t base_nonce[UPSEAL_BASE_NONCE_LEN];
+};
+
+/* XAES-256-GCM's two blocks to encrypt, from L = AES(K, 0): (M1 ^ K1) | (M2 ^ K1). */
+void upseal_xaes_blocks(const uint8_t l[16], const uint8_t nonce[24], uint8_t blocks[32]);
+
+#endif

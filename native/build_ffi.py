@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Describes the extension ``upseal.engine._native`` to cffi: the header is the only declaration.
+
+The environment may say ``UPSEAL_IPPCP=0`` (leave the ippcp backend out), ``UPSEAL_WERROR=1``
+(warnings are errors) and ``UPSEAL_SANITIZE=1`` (AddressSanitizer and UBSan).
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+# What pyproject.toml pins, by content: a build must not link anything else into agents.
+IPPCP_SHA256 = "6e3dd015c760d6c49eea0f7b92d3a12611eee7a1ad769f4ed7c6afd8c93baa44"
+
+
+def declarations() -> str:
+    """The header without its preprocessor lines, and the numbers Python needs."""
+    header = (HERE / "upseal.h").read_text()
+    body = re.sub(r"^#.*\n", "", header, flags=re.M).replace("UPSEAL_MUST_CHECK ", "")
+    constants = re.findall(r"^#define (UPSEAL_\w+) [\d(]", header, flags=re.M)
+    return body + "".join(f"#define {name} ...\n" for name in constants if "_MAX" not in name)
+
+
+def ippcp() -> tuple[Path, Path] | None:
+    """The static library and the folder of its headers, where the pinned packages are installed."""
+    wanted = os.environ.get("UPSEAL_IPPCP", "1") != "0"
+    if not (wanted and sys.platform == "linux" and platform.machine() == "x86_64"):
+        return None
+
+    def locate(package: str, ending: str) -> Path | None:
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        found = [Path(str(f.locate())).resolve() for f in files if f"/{f}".endswith(ending)]
+        return found[0] if found else None
+
+    library = locate("ipp-crypto-static", "/libippcp.a")
+    header = locate("ipp-crypto-include", "/include/ippcp.h")
+    if library is None or header is None:
+        return None
+    if hashlib.sha256(library.read_bytes()).hexdigest() != IPPCP_SHA256:
+        print(f"upseal: {library} is not the pinned release, left out", file=sys.stderr)
+        return None
+    return library, header.parent
+
+
+def builder() -> FFI:
+    """The FFI object that setuptools builds from."""
+    sources = ["core.c", "records.c", "chunks.c", "aead_openssl.c"]
+    compile_args, link_args, macros, objects = (
+        ["-std=c11", "-O2", "-fvisibility=hidden"],
+        [],
+        [],
+        [],
+    )
+    include = ["native"]
+    if found := ippcp():
+        library, headers = found
+        sources.append("aead_ippcp.c")
+        macros.append(("UPSEAL_WITH_IPPCP", "1"))
+        objects.append(str(library))
+        compile_args.append(f"-isystem{headers}")
+        link_args.append("-Wl,--exclude-libs,ALL")
+    if os.environ.get("UPSEAL_WERROR") == "1":
+        compile_args += ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
+    if os.environ.get("UPSEAL_SANITIZE") == "1":
+        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+        compile_args += [*sanitize, "-fno-sanitize-recover=all"]
+        link_args += sanitize
+    ffi = FFI()
+    ffi.cdef(declarations())
+    ffi.set_source(
+        "upseal.engine._native",
+        '#include "upseal.h"',
+        sources=[f"native/{name}" for name in sources],
+        depends=[f"native/{p.name}" for p in HERE.glob("*.[h]")] + ["native/build_ffi.py"],
+        include_dirs=include,
+        define_macros=macros,
+        extra_objects=objects,
+        extra_compile_args=[] if sys.platform == "win32" else compile_args,
+        extra_link_args=link_args,
+        libraries=["libcrypto" if sys.platform == "win32" else "crypto"],
+        py_limited_api=True,
+    )
+    return ffi
+
+
+ffi = builder()

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Backends, work spaces, keys, and the few helpers the other files share.
+ */
+#include "aead.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
+static const upseal_backend *const backends[] = {
+#ifdef UPSEAL_WITH_IPPCP
+    &upseal_backend_ippcp,
+#endif
+    &upseal_backend_openssl,
+};
+#define BACKENDS (sizeof backends / sizeof backends[0])
+
+const char *upseal_backend_name(size_t index)
+{
+    return index < BACKENDS ? backends[index]->name : NULL;
+}
+
+const char *upseal_backend_version(size_t index)
+{
+    return index < BACKENDS ? backends[index]->version() : NULL;
+}
+
+int upseal_cpu_has_aes(void)
+{
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
+#elif defined(_MSC_VER) && defined(_M_X64)
+    int registers[4];
+    __cpuid(registers, 1);
+    return (registers[2] >> 25 & 1) && (registers[2] >> 1 & 1);
+#elif defined(__aarch64__) && defined(__linux__)
+    unsigned long capabilities = getauxval(AT_HWCAP);
+    return (capabilities & HWCAP_AES) && (capabilities & HWCAP_PMULL);
+#elif defined(__aarch64__) && defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+void upseal_wipe(void *data, size_t len)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    if (len) memset(data, 0, len);
+    __asm__ __volatile__("" : : "r"(data) : "memory");
+#else
+    volatile uint8_t *bytes = data;
+    while (len--) *bytes++ = 0;
+#endif
+}
+
+int upseal_equal(const uint8_t *a, const uint8_t *b, size_t len)
+{
+    uint8_t difference = 0;
+    for (size_t i = 0; i < len; i++) difference |= (uint8_t)(a[i] ^ b[i]);
+    return (int)(1 & (((uint32_t)difference - 1) >> 8));
+}
+
+void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out)
+{
+    for (size_t i = 0; i < count; i++) out[i] = in[i];
+}
+
+void upseal_xaes_blocks(const uint8_t l[16], const uint8_t nonce[24], uint8_t blocks[32])
+{
+    /* K1 = L << 1, and 0x87 into the last byte if L's top bit was set: by mask, since L is secret. */
+    uint8_t k1[16];
+    for (size_t i = 0; i < 15; i++) k1[i] = (uint8_t)(l[i] << 1 | l[i + 1] >> 7);
+    k1[15] = (uint8_t)(l[15] << 1 ^ (0x87 & -(l[0] >> 7)));
+    for (uint8_t counter = 1; counter <= 2; counter++) {
+        uint8_t *block = blocks + 16 * (counter - 1);
+        const uint8_t label[4] = {0, counter, 0x58, 0};
+        for (size_t i = 0; i < 4; i++) block[i] = label[i] ^ k1[i];
+        for (size_t i = 4; i < 16; i++) block[i] = nonce[i - 4] ^ k1[i];
+    }
+    upseal_wipe(k1, sizeof k1);
+}
+
+upseal_work *upseal_work_new(size_t backend)
+{
+    if (backend >= BACKENDS || !backends[backend]->usable()) return NULL;
+    upseal_work *work = calloc(1, sizeof *work);
+    if (!work) return NULL;
+    work->aead[0] = backends[backend]->aes;
+    work->aead[1] = backends[backend]->chacha;
+    for (size_t i = 0; i < 2; i++) {
+        work->state[i] = work->aead[i]->state_new();
+        if (!work->state[i]) {
+            upseal_work_free(work);
+            return NULL;
+        }
+    }
+    return work;
+}
+
+void upseal_work_free(upseal_work *work)
+{
+    if (!work) return;
+    for (size_t i = 0; i < 2; i++)
+        if (work->state[i]) work->aead[i]->state_free(work->state[i]);
+    free(work);
+}
+
+upseal_key *upseal_key_new(uint8_t cipher, const uint8_t *material, size_t material_len)
+{
+    if (cipher != UPSEAL_AES_256_GCM && cipher != UPSEAL_CHACHA20_POLY1305) return NULL;
+    if (material_len != UPSEAL_KEY_LEN && material_len != UPSEAL_KEY_LEN + UPSEAL_BASE_NONCE_LEN)
+        return NULL;
+    upseal_key *key = calloc(1, sizeof *key);
+    if (!key) return NULL;
+    key->cipher = cipher;
+    memcpy(key->key, material, UPSEAL_KEY_LEN);
+    if (material_len > UPSEAL_KEY_LEN) {
+        key->has_base_nonce = 1;
+        memcpy(key->base_nonce, material + UPSEAL_KEY_LEN, UPSEAL_BASE_NONCE_LEN);
+    }
+    return key;
+}
+
+void upseal_key_free(upseal_key *key)
+{
+    if (!key) return;
+    upseal_wipe(key, sizeof *key);
+    free(key);
+}
+
+/* ---- known answers ------------------------------------------------------------ */
+
+/* One record as an envelope, without prefix, against what is published for it. */
+static upseal_status known_record(upseal_work *work, uint8_t cipher, const uint8_t key_bytes[32],
+                                  const uint8_t nonce[24], const char *aad, const char *text,
+                                  const uint8_t *sealed, size_t sealed_len)
+{
+    uint8_t out[24 + 64 + UPSEAL_TAG_LEN], opened[64 + 24 + UPSEAL_TAG_LEN];
+    const size_t text_len = strlen(text);
+    const int64_t offsets[2] = {0, (int64_t)text_len};
+    upseal_status status = UPSEAL_EBACKEND;
+    upseal_key *key = upseal_key_new(cipher, key_bytes, UPSEAL_KEY_LEN);
+
+    if (!key) return UPSEAL_EMEMORY;
+    if (text_len <= 64 && sealed_len == text_len + UPSEAL_TAG_LEN &&
+        upseal_seal_envelopes(work, key, nonce, 0, NULL, 0, (const uint8_t *)aad, strlen(aad),
+                              (const uint8_t *)text, text_len, offsets, 1, 0, out,
+                              24 + sealed_len) == UPSEAL_OK &&
+        memcmp(out + 24, sealed, sealed_len) == 0) {
+        const int64_t envelope[2] = {0, (int64_t)(24 + sealed_len)};
+        int64_t opened_offsets[2];
+        int8_t results[2] = {0, 0};
+        int good, refused;
+        good = upseal_open_envelopes(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
+                                     24 + sealed_len, envelope, 1, 0, opened, sizeof opened,
+                                     opened_offsets, results) == UPSEAL_OK &&
+               results[0] == UPSEAL_OK && opened_offsets[1] == (int64_t)text_len &&
+               memcmp(opened, text, text_len) == 0;
+        out[24] ^= 1; /* and a backend that accepts anything is no backend */
+        refused = upseal_open_envelopes(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
+                                        24 + sealed_len, envelope, 1, 0, opened, sizeof opened,
+                                        opened_offsets, results + 1) == UPSEAL_OK &&
+                  results[1] == UPSEAL_EFORGED;
+        if (good && refused) status = UPSEAL_OK;
+    }
+    upseal_key_free(key);
+    return status;
+}
+
+upseal_status upseal_backend_test(size_t index)
+{
+    /* c2sp.org/XAES-256-GCM, test vectors 1 and 2: both values of L's top bit. */
+    static const uint8_t xaes1[28] = {0xce, 0x54, 0x6e, 0xf6, 0x3c, 0x9c, 0xc6, 0x07, 0x65, 0x92,
+                                      0x36, 0x09, 0xb3, 0x3a, 0x9a, 0x19, 0x74, 0xe9, 0x6e, 0x52,
+                                      0xda, 0xf2, 0xfc, 0xf7, 0x07, 0x5e, 0x22, 0x71};
+    static const uint8_t xaes2[28] = {0x98, 0x6e, 0xc1, 0x83, 0x25, 0x93, 0xdf, 0x54, 0x43, 0xa1,
+                                      0x79, 0x43, 0x7f, 0xd0, 0x83, 0xbf, 0x3f, 0xdb, 0x41, 0xab,
+                                      0xd7, 0x40, 0xa2, 0x1f, 0x71, 0xeb, 0x76, 0x9d};
+    /* XChaCha20-Poly1305 of the same inputs as vector 2, by libsodium. */
+    static const uint8_t xchacha[28] = {0xcf, 0x0e, 0xea, 0xe1, 0xae, 0xe9, 0xbe, 0x1e, 0xd1, 0x76, 0x1e, 0x70, 0x3c, 0x26, 0x5d, 0x28, 0x1c, 0x52, 0x22, 0xbd, 0x1d, 0x38, 0x90, 0xfa, 0xa5, 0xda, 0xbe, 0x21};
+    static const char xaes_nonce[] = "ABCDEFGHIJKLMNOPQRSTUVWX";
+    const uint8_t *nonce = (const uint8_t *)xaes_nonce;
+    uint8_t key[32];
+    upseal_status status;
+    upseal_work *work;
+
+    if (index >= BACKENDS) return UPSEAL_EARGUMENT;
+    work = upseal_work_new(index);
+    if (!work) return UPSEAL_EBACKEND;
+    memset(key, 1, sizeof key);
+    status = known_record(work, 1, key, nonce, "", "XAES-256-GCM", xaes1, sizeof xaes1);
+    memset(key, 3, sizeof key);
+    if (status == UPSEAL_OK)
+        status = known_record(work, 1, key, nonce, "c2sp.org/XAES-256-GCM", "XAES-256-GCM", xaes2,
+                              sizeof xaes2);
+    if (status == UPSEAL_OK)
+        status = known_record(work, 2, key, nonce, "c2sp.org/XAES-256-GCM", "XAES-256-GCM",
+                              xchacha, sizeof xchacha);
+    upseal_work_free(work);
+    return status;
+}

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * upseal's C core: bulk sealing and opening under keys that somebody else made.
+ * It knows bytes and keys; no Python, no files, no clock, no threads, no
+ * randomness, no public keys.  This header is its manual.
+ *
+ * Conventions
+ *   - Order of arguments: work space, key, nonce and positions, associated data,
+ *     input, output.  A length stands right after what it measures.
+ *   - Every call that can fail returns an upseal_status: 0 is success, and the
+ *     result must be looked at.  After a failure every output is zero over its
+ *     whole length.
+ *   - Inputs and outputs must not overlap.
+ *   - A work space serves one call at a time; any number of them may be in use at
+ *     once.  A key is only read, and may be shared by any number of calls.
+ *   - Nothing is allocated but in upseal_work_new and upseal_key_new.
+ *   - No branch, index or length depends on a key, or on a plaintext byte whose
+ *     tag has not been checked.
+ *
+ * Constructions (docs/format.md has them byte by byte)
+ *   cipher 1, AES-256-GCM:        records by c2sp.org/XAES-256-GCM,
+ *                                 chunks by c2sp.org/chunked-encryption (Cobblestone-256)
+ *   cipher 2, ChaCha20-Poly1305:  records by XChaCha20-Poly1305
+ *                                 (draft-irtf-cfrg-xchacha-03), chunks as above
+ */
+#ifndef UPSEAL_H
+#define UPSEAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define UPSEAL_MUST_CHECK __attribute__((warn_unused_result))
+#else
+#define UPSEAL_MUST_CHECK
+#endif
+
+#define UPSEAL_KEY_LEN 32
+#define UPSEAL_NONCE_LEN 24      /* of a record */
+#define UPSEAL_BASE_NONCE_LEN 12 /* of a stream of chunks */
+#define UPSEAL_TAG_LEN 16
+#define UPSEAL_RECORD_MAX (1u << 24)  /* bytes of plaintext, padding included */
+#define UPSEAL_RECORDS_MAX (1u << 20) /* records under one nonce */
+#define UPSEAL_CHUNK_LEN 16384
+#define UPSEAL_SEALED_CHUNK_LEN 16400
+#define UPSEAL_CHUNKS_MAX ((uint64_t)1 << 38)
+#define UPSEAL_BATCH_AAD_MIN 9 /* kind 1 | index 4 | count 4 */
+
+typedef enum {
+    UPSEAL_OK = 0,
+    UPSEAL_EFORGED = -1, /* a tag, or the padding behind it, is wrong */
+    UPSEAL_EARGUMENT = -2,
+    UPSEAL_EBACKEND = -3, /* the library underneath refused, or is not usable here */
+    UPSEAL_EMEMORY = -4
+} upseal_status;
+
+#define UPSEAL_AES_256_GCM 1
+#define UPSEAL_CHACHA20_POLY1305 2
+
+/* ---- what this build and this machine have -------------------------------- */
+
+/* Names the backends built in, best first; NULL past the last. */
+const char *upseal_backend_name(size_t index);
+
+/* UPSEAL_OK if the backend can run here and gives the published answers for both
+ * ciphers; UPSEAL_EARGUMENT if there is none of that index. */
+UPSEAL_MUST_CHECK upseal_status upseal_backend_test(size_t index);
+
+/* Version of the library the backend stands on, for people to read. */
+const char *upseal_backend_version(size_t index);
+
+/* 1 if the CPU has instructions for AES and carry-less multiplication. */
+int upseal_cpu_has_aes(void);
+
+/* ---- work spaces and keys -------------------------------------------------- */
+
+typedef struct upseal_work upseal_work;
+typedef struct upseal_key upseal_key;
+
+/* A work space on the backend of that index; NULL if it cannot be had. */
+upseal_work *upseal_work_new(size_t backend);
+void upseal_work_free(upseal_work *work); /* wipes; NULL is allowed */
+
+/* Copies `material`: the key (32 bytes, for records), or the key and the base nonce
+ * (44 bytes, for chunks).  NULL if the cipher or the length is none of these. */
+upseal_key *upseal_key_new(uint8_t cipher, const uint8_t *material, size_t material_len);
+void upseal_key_free(upseal_key *key); /* wipes; NULL is allowed */
+
+/* ---- records ---------------------------------------------------------------
+ *
+ * Records come packed: `values` holds them one behind the other, and record i is
+ * values[offsets[i] .. offsets[i+1]), so `offsets` has count + 1 entries, never
+ * falling.  Record i of a call goes under nonce XOR (first + i), big-endian in the
+ * last four bytes: `first` is the place of the call's first record under that nonce.
+ * With `padded` not 0, a record r is sealed as r | 80 | 00.. up to the Padme length
+ * of len(r) + 1, and opening accepts that alone.
+ */
+
+/* Length of a padded record of `len` bytes, before the tag. */
+size_t upseal_padded_len(size_t len);
+
+/* Room that sealing these records takes besides prefixes, nonces and tables: the sum of
+ * their (padded) lengths and tags.  UPSEAL_EARGUMENT if offsets fall, leave `values`, or
+ * bound a record longer than UPSEAL_RECORD_MAX. */
+UPSEAL_MUST_CHECK upseal_status upseal_records_measure(
+    size_t values_len, const int64_t *offsets, size_t count, int padded, uint64_t *sealed_len);
+
+/* Seals each record as an envelope of its own: prefix | nonce | ciphertext | tag, one
+ * behind the other in `out`, whose length must be exactly theirs.  AAD is `aad`. */
+UPSEAL_MUST_CHECK upseal_status upseal_seal_envelopes(
+    upseal_work *work, const upseal_key *key, const uint8_t nonce[24], uint32_t first,
+    const uint8_t *prefix, size_t prefix_len, const uint8_t *aad, size_t aad_len,
+    const uint8_t *values, size_t values_len, const int64_t *offsets, size_t count, int padded,
+    uint8_t *out, size_t out_len);
+
+/* The same for one record, without a table of offsets. */
+UPSEAL_MUST_CHECK upseal_status upseal_seal_envelope(
+    upseal_work *work, const upseal_key *key, const uint8_t nonce[24], const uint8_t *prefix,
+    size_t prefix_len, const uint8_t *aad, size_t aad_len, const uint8_t *report,
+    size_t report_len, int padded, uint8_t *out, size_t out_len);
+
+/* Opens `count` envelopes with prefixes of the same length.  `out` needs room
+ * for what each holds besides prefix, nonce and tag; out_offsets (count + 1) packs what was opened, and
+ * results[i] is UPSEAL_OK, or UPSEAL_EFORGED with an empty record.  An envelope too short
+ * to be one is EFORGED as well. */
+UPSEAL_MUST_CHECK upseal_status upseal_open_envelopes(
+    upseal_work *work, const upseal_key *key, size_t prefix_len, const uint8_t *aad,
+    size_t aad_len, const uint8_t *values, size_t values_len, const int64_t *offsets,
+    size_t count, int padded, uint8_t *out, size_t out_len, int64_t *out_offsets,
+    int8_t *results);
+
+/* The same for one envelope: the report's length (at most out_len), or an upseal_status. */
+UPSEAL_MUST_CHECK int64_t upseal_open_envelope(
+    upseal_work *work, const upseal_key *key, size_t prefix_len, const uint8_t *aad,
+    size_t aad_len, const uint8_t *envelope, size_t envelope_len, int padded, uint8_t *out,
+    size_t out_len);
+
+/* Seals records first .. first + count of a batch.  `aad` is kind | 4 bytes | u32 count of
+ * the whole batch | context: this call writes each record's index into bytes 1 to 4.
+ * `table` takes 4 bytes a record, its sealed length (big-endian); `out` the sealed records,
+ * and its length must be exactly theirs. */
+UPSEAL_MUST_CHECK upseal_status upseal_seal_batch(
+    upseal_work *work, const upseal_key *key, const uint8_t nonce[24], uint32_t first,
+    uint8_t *aad, size_t aad_len, const uint8_t *values, size_t values_len,
+    const int64_t *offsets, size_t count, int padded, uint8_t *table, uint8_t *out,
+    size_t out_len);
+
+/* Reads a batch's table of `count` sealed lengths into `offsets` (count + 1 entries, from 0).
+ * UPSEAL_EFORGED if a length is none that sealing can give. */
+UPSEAL_MUST_CHECK upseal_status upseal_batch_offsets(
+    const uint8_t *table, size_t count, int padded, int64_t *offsets);
+
+/* Opens records first .. first + count of a batch: sealed record i is
+ * records[offsets[i] .. offsets[i+1]).  All or none: on failure the whole of `out` and
+ * `out_offsets` is zero.  `out` needs offsets[count] - offsets[0] - 16 * count bytes. */
+UPSEAL_MUST_CHECK upseal_status upseal_open_batch(
+    upseal_work *work, const upseal_key *key, const uint8_t nonce[24], uint32_t first,
+    uint8_t *aad, size_t aad_len, const uint8_t *records, size_t records_len,
+    const int64_t *offsets, size_t count, int padded, uint8_t *out, size_t out_len,
+    int64_t *out_offsets);
+
+/* ---- chunks of an upload ------------------------------------------------------
+ *
+ * Chunk k is sealed under base nonce XOR k, without AAD.  The key is one of 44 bytes.
+ */
+
+/* Seals `in` as chunks first, first + 1, ...  Without `last`, in_len is a multiple of
+ * UPSEAL_CHUNK_LEN; with it, what is left over (it may be nothing) is the short last
+ * chunk.  out_len is exactly the sealed length. */
+UPSEAL_MUST_CHECK upseal_status upseal_seal_chunks(
+    upseal_work *work, const upseal_key *key, uint64_t first, int last, const uint8_t *in,
+    size_t in_len, uint8_t *out, size_t out_len);
+
+/* Opens whole chunks, and with `last` the short one at the end, which must be there.
+ * *opened is how many bytes of `out` hold checked plaintext: on UPSEAL_EFORGED those of
+ * the chunks before the first bad one (the rest is zero). */
+UPSEAL_MUST_CHECK upseal_status upseal_open_chunks(
+    upseal_work *work, const upseal_key *key, uint64_t first, int last, const uint8_t *in,
+    size_t in_len, uint8_t *out, size_t out_len, size_t *opened);
+
+/* ---- odds and ends -------------------------------------------------------------- */
+
+/* Overwrites with zeros, whatever the optimiser thinks of it. */
+void upseal_wipe(void *data, size_t len);
+
+/* 1 if equal, 0 if not, in time that depends on `len` alone. */
+UPSEAL_MUST_CHECK int upseal_equal(const uint8_t *a, const uint8_t *b, size_t len);
+
+/* Arrow's 32-bit offsets as 64-bit ones. */
+void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out);
+
+#endif

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole files: sealed and opened by several threads where both ends are files, else as streams."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from upseal.core.keys import PublicKey
+from upseal.core.opener import KeyOpener, Opener
+from upseal.core.sealer import Sealer
+from upseal.core.uploads import (
+    FRONT_MAX,
+    PIECE,
+    find_upload,
+    plain_size,
+    sealed_size,
+    start_upload,
+)
+from upseal.core.writer import SealingWriter
+from upseal.engine.records import as_bytes
+from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
+from upseal.errors import OpenError, Truncated
+
+File: TypeAlias = str | os.PathLike[str] | IO[bytes]
+Progress: TypeAlias = Callable[[int, int | None], None]
+
+_MOST_THREADS = 4
+
+
+def seal_file(
+    source: File,
+    target: File,
+    recipients: Sequence[PublicKey] | Sealer,
+    context: Buffer = b"",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Seals one file, or pipe, as an upload.
+
+    A target given by its path is written under a temporary name beside it and renamed when it is
+    whole, so no half file ever stands under the name; it replaces what was there. As with ``cp``,
+    it is for the caller to sync the disk.
+
+    Args:
+        source: a path, or a binary file to read from.
+        target: a path, or a binary file to write to.
+        recipients: public keys, or a `Sealer` that has them.
+        context: bytes that the opener must name as well.
+        threads: None for one a core, up to 4; they help where both ends are regular files.
+        progress: called with (bytes sealed, bytes in all or None), never from two threads at once.
+
+    Returns:
+        Bytes of plaintext sealed.
+
+    Raises:
+        OSError: reading or writing failed, or the source became shorter meanwhile. What is added
+            to its end while it is sealed (a log) is left for the next time.
+    """
+    sealer = recipients if isinstance(recipients, Sealer) else Sealer(recipients)
+    bound = as_bytes(context, "context")
+    report = progress or _silent
+    with _source(source) as reading, _target(target) as writing:
+        size = _regular_size(reading)
+        if size is None or _regular_size(writing) is None or not _at_start(writing):
+            with sealer.writer(writing, bound) as writer:
+                return _copy(reading, writer, size, report)
+        session = sealer._take(1)
+        front, key = start_upload(session.header, session.keys, bound)
+        engine, offset = session.keys.engine, reading.tell()
+        _write_at(writing.fileno(), memoryview(front), 0)
+
+        def seal_piece(piece: _Piece) -> None:
+            data, out = piece.plain, piece.sealed
+            _read_at(reading.fileno(), data, offset + piece.first * CHUNK)
+            engine.seal_chunks(key, piece.first, piece.last, data, out)
+            _write_at(writing.fileno(), out, len(front) + piece.first * SEALED_CHUNK)
+
+        _in_pieces(size, threads, seal_piece, report)
+        reading.seek(offset + size)
+        writing.seek(len(front) + sealed_size(size))
+        return size
+
+
+def open_file(
+    source: File,
+    target: File,
+    keys: Iterable[KeyOpener] | Opener,
+    context: Buffer = b"",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Opens an upload from one file, or pipe, into another.
+
+    A target given by its path is written under a temporary name beside it and renamed only when
+    the whole has verified; on failure nothing is left. Into a file object goes what has verified,
+    chunk by chunk: on an error the caller must throw away what came before it.
+
+    Args:
+        source: a path, or a binary file to read from.
+        target: a path, or a binary file to write to.
+        keys: private keys, or an `Opener` that has them.
+        context: as in `seal_file`.
+        threads: as in `seal_file`.
+        progress: as in `seal_file`.
+
+    Returns:
+        Bytes of plaintext opened.
+
+    Raises:
+        OpenError: the upload is damaged, forged, cut off, or for somebody else.
+        OSError: reading or writing failed.
+    """
+    opener = keys if isinstance(keys, Opener) else Opener(keys)
+    bound = as_bytes(context, "context")
+    report = progress or _silent
+    with _source(source) as reading:
+        sealed = _regular_size(reading)
+        if sealed is None or not isinstance(target, (str, os.PathLike)):
+            with opener.reader(reading, bound) as reader, _target(target) as writing:
+                return _copy(reader, writing, reader.size, report)
+        offset = reading.tell()
+        found = find_upload(reading.read(FRONT_MAX), opener._session_of, bound)
+        size = plain_size(sealed - found.size)
+        if size // CHUNK >= CHUNKS_MAX:
+            raise OpenError
+        engine, key = found.keys.engine, found.key
+
+        with _target(target) as writing:
+
+            def open_piece(piece: _Piece) -> None:
+                try:
+                    at = offset + found.size + piece.first * SEALED_CHUNK
+                    _read_at(reading.fileno(), piece.sealed, at)
+                except OSError as error:
+                    if isinstance(error, _ShortError):
+                        raise Truncated from None
+                    raise
+                if not engine.open_chunks(key, piece.first, piece.last, piece.sealed, piece.plain):
+                    raise OpenError
+                _write_at(writing.fileno(), piece.plain, piece.first * CHUNK)
+
+            _in_pieces(size, threads, open_piece, report)
+        return size
+
+
+class _Piece:
+    """Some chunks in a row, and the memory for them."""
+
+    __slots__ = ("_plain", "_sealed", "first", "last", "plain", "sealed")
+
+    def __init__(self) -> None:
+        self._plain = memoryview(bytearray(PIECE * CHUNK))
+        self._sealed = memoryview(bytearray(PIECE * SEALED_CHUNK))
+
+    def move(self, number: int, size: int) -> int:
+        """Becomes piece ``number`` of an upload of ``size`` bytes; returns its length."""
+        self.first = number * PIECE
+        length = min(PIECE * CHUNK, size - self.first * CHUNK)
+        self.last = length < PIECE * CHUNK
+        self.plain = self._plain[:length]
+        self.sealed = self._sealed[: length + TAG * (length // CHUNK + self.last)]
+        return length
+
+
+class _ShortError(OSError):
+    """The file ended early."""
+
+
+def _in_pieces(
+    size: int, threads: int | None, work: Callable[[_Piece], None], report: Progress
+) -> None:
+    """Does ``work`` once for every piece, in any order; the first error ends it all."""
+    pieces = size // (PIECE * CHUNK) + 1
+    cores = threads if threads is not None else min(_MOST_THREADS, os.cpu_count() or 1)
+    if cores < 1:
+        raise ValueError(f"threads must be at least 1, not {cores}")
+    numbers = iter(range(pieces))
+    lock = threading.Lock()
+    done = 0
+    stop = False
+
+    def run() -> None:
+        nonlocal done, stop
+        piece = _Piece()
+        while True:
+            with lock:
+                number = next(numbers, None)
+                if number is None or stop:
+                    return
+            try:
+                length = piece.move(number, size)
+                work(piece)
+                with lock:
+                    done += length
+                    report(done, size)
+            except BaseException:
+                stop = True
+                raise
+
+    workers = min(cores, pieces)
+    if workers == 1:
+        run()
+        return
+    with ThreadPoolExecutor(workers, "upseal") as pool:
+        for future in [pool.submit(run) for _ in range(workers)]:
+            future.result()
+
+
+def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
+    """Through one buffer, from a reader to a writer."""
+    buffer = memoryview(bytearray(PIECE * CHUNK))
+    done = 0
+    while count := source.readinto(buffer):
+        rest = buffer[:count]
+        while len(rest):
+            written = target.write(rest)
+            if written is None:
+                raise BlockingIOError("the target must be a file that blocks until it has written")
+            rest = rest[written:]
+        done += count
+        report(done, total)
+    if not isinstance(target, SealingWriter):
+        target.flush()
+    return done
+
+
+@contextmanager
+def _source(source: File) -> Iterator[Any]:
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb", buffering=0) as opened:
+            yield opened
+    else:
+        yield source
+
+
+@contextmanager
+def _target(target: File) -> Iterator[Any]:
+    """A file to write, under a temporary name until all is well; or the caller's own."""
+    if not isinstance(target, (str, os.PathLike)):
+        yield target
+        return
+    path = Path(os.path.realpath(target))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):  # a device or named pipe cannot be replaced
+            with open(path, "wb", buffering=0) as special:
+                yield special
+            return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(temporary, "xb", buffering=0) as opened:
+            yield opened
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _regular_size(file: Any) -> int | None:
+    """Bytes from where the file stands to its end, if it is a regular one with a descriptor."""
+    try:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or not hasattr(os, "pread"):
+            return None
+        if isinstance(file, SealingWriter):
+            return None
+        return max(0, status.st_size - int(file.tell()))
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
+def _at_start(file: Any) -> bool:
+    """Whether pieces may be written to an empty file in any order: not where writes append."""
+    appends = fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
+    return bool(file.tell() == 0) and os.fstat(file.fileno()).st_size == 0 and not appends
+
+
+def _read_at(descriptor: int, target: memoryview, offset: int) -> None:
+    while len(target):
+        got = os.preadv(descriptor, [target], offset)
+        if not got:
+            raise _ShortError("the source became shorter while it was read")
+        target, offset = target[got:], offset + got
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _silent(done: int, total: int | None) -> None:
+    """For callers who do not ask."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealing reports, and starting uploads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING
+
+from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, Kind
+from upseal.core.header import RECIPIENTS_MAX
+from upseal.core.keys import PublicKey
+from upseal.core.options import Cipher, Limits, Padding
+from upseal.core.session import Session, seconds
+from upseal.engine import choose, default_cipher
+from upseal.engine.records import Packed, as_bytes, pack, packed, split
+from upseal.engine.types import NONCE, Buffer, Engine
+
+if TYPE_CHECKING:
+    from upseal.core.writer import SealingWriter
+
+
+class Sealer:
+    """Seals reports and uploads to a set of recipients. Safe to share between threads.
+
+    One random session secret is wrapped for every recipient, and reports are sealed under keys
+    derived from it until its `Limits` are reached; then a new session begins by itself. Every call
+    draws a fresh 24-byte nonce from the kernel, so neither threads nor forked processes nor a
+    restored snapshot can seal two reports alike.
+
+    Args:
+        recipients: 1 to 16 public keys; whoever holds one of the private keys can open.
+        limits: when a session ends.
+        padding: `Padding.PADME` hides exact lengths of reports (not of uploads).
+        cipher: None for what is fast on this CPU; else a `Cipher`, its number or its name.
+        allow_mixed: let a post-quantum recipient stand beside a classical one. A session is only
+            as strong as its weakest recipient, so this is refused unless asked for.
+        engine: ``"native"`` or ``"portable"``; None for the best here.
+
+    Raises:
+        ValueError: no recipients, too many, one of them twice, or a mix that was not allowed.
+    """
+
+    def __init__(
+        self,
+        recipients: Sequence[PublicKey],
+        limits: Limits | None = None,
+        padding: Padding | None = None,
+        cipher: Cipher | int | str | None = None,
+        *,
+        allow_mixed: bool = False,
+        engine: str | None = None,
+    ) -> None:
+        if isinstance(recipients, PublicKey):
+            raise TypeError("recipients must be a sequence of public keys, not one of them")
+        self.recipients = tuple(recipients)
+        for recipient in self.recipients:
+            if not isinstance(recipient, PublicKey):
+                raise TypeError(f"a recipient is a PublicKey, not {type(recipient).__name__}")
+        if not 1 <= len(self.recipients) <= RECIPIENTS_MAX:
+            raise ValueError(f"1 to {RECIPIENTS_MAX} recipients, not {len(self.recipients)}")
+        if len({(r.suite, r.key_id) for r in self.recipients}) < len(self.recipients):
+            raise ValueError("a recipient is named twice")
+        if len({r.suite.post_quantum for r in self.recipients}) > 1 and not allow_mixed:
+            raise ValueError(
+                "post-quantum and classical recipients together are only as strong as the "
+                "classical ones; pass allow_mixed=True if that is meant"
+            )
+        if padding is not None and not isinstance(padding, Padding):
+            raise TypeError(f"padding is a Padding or None, not {type(padding).__name__}")
+        self.limits = limits if limits is not None else Limits()
+        self.padding = padding
+        self.cipher = Cipher.parse(default_cipher() if cipher is None else cipher)
+        self._engine: Engine = choose(engine).engine
+        self._padded = padding is not None
+        mark = 0x80 if self._padded else 0
+        self._envelope_kind = bytes([Kind.ENVELOPE | mark])
+        self._batch_kind = bytes([Kind.BATCH | mark])
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    def seal(self, report: Buffer, context: Buffer = b"") -> bytes:
+        """One report as an envelope, which opens on its own.
+
+        Args:
+            report: at most 16 MiB.
+            context: bytes that the opener must name as well; not sent.
+
+        Raises:
+            ValueError: the report is too long.
+        """
+        session = self._take(1)
+        kind = self._envelope_kind
+        return self._engine.seal_envelope(
+            session.keys.report,
+            os.urandom(NONCE),
+            session.header + kind,
+            kind + as_bytes(context, "context"),
+            as_bytes(report, "a report"),
+            self._padded,
+        )
+
+    def seal_many(self, reports: Sequence[Buffer], context: Buffer = b"") -> list[bytes]:
+        """Reports as independent envelopes of one session: as `seal` on each, far faster.
+
+        Raises:
+            ValueError: a report is longer than 16 MiB.
+        """
+        return split(self._envelopes(pack(reports), context)) if len(reports) else []
+
+    def seal_many_packed(
+        self, values: Buffer, offsets: Buffer, context: Buffer = b""
+    ) -> tuple[memoryview, memoryview]:
+        """As `seal_many`, without a Python object per report: Arrow's layout in and out.
+
+        Args:
+            values: the reports behind one another.
+            offsets: int32 or int64, one more than there are reports.
+            context: as in `seal`.
+
+        Returns:
+            The envelopes behind one another, and their int64 offsets.
+        """
+        reports = packed(values, offsets)
+        if not reports.total:
+            return memoryview(b""), memoryview(bytes(8)).cast("q")
+        return tuple(self._envelopes(reports, context))  # type: ignore[return-value]
+
+    def seal_batch(self, reports: Sequence[Buffer], context: Buffer = b"") -> bytes:
+        """1 to 2^20 reports as one batch: none can be moved, dropped or added unseen.
+
+        Raises:
+            ValueError: no reports, too many, one over 16 MiB, or over 1 GiB in all.
+        """
+        return self._batch(pack(reports), context)
+
+    def seal_packed(self, values: Buffer, offsets: Buffer, context: Buffer = b"") -> bytes:
+        """As `seal_batch`, from Arrow's layout: ``values``, and int32 or int64 ``offsets``."""
+        return self._batch(packed(values, offsets), context)
+
+    def writer(self, fileobj: IO[bytes], context: Buffer = b"") -> SealingWriter:
+        """A file-like object that seals what is written to it, as one upload, into ``fileobj``."""
+        from upseal.core.writer import SealingWriter
+
+        session = self._take(1)
+        return SealingWriter(fileobj, session.header, session.keys, as_bytes(context, "context"))
+
+    def _envelopes(self, reports: Packed, context: Buffer) -> Packed:
+        if reports.total > BATCH_MAX:
+            raise ValueError(f"{reports.total} reports in one call, allowed are 2^20")
+        session = self._take(reports.total)
+        kind = self._envelope_kind
+        return self._engine.seal_envelopes(
+            session.keys.report,
+            os.urandom(NONCE),
+            session.header + kind,
+            kind + as_bytes(context, "context"),
+            reports,
+            self._padded,
+        )
+
+    def _batch(self, reports: Packed, context: Buffer) -> bytes:
+        if not 1 <= reports.total <= BATCH_MAX:
+            raise ValueError(f"a batch has 1 to 2^20 reports, not {reports.total}")
+        if reports.offsets[reports.total] - reports.offsets[0] > BATCH_BYTES_MAX:
+            raise ValueError("the reports of a batch are at most 1 GiB")
+        session = self._take(reports.total)
+        kind, count = self._batch_kind, reports.total.to_bytes(4, "big")
+        nonce = os.urandom(NONCE)
+        return self._engine.seal_batch(
+            session.keys.batch,
+            nonce,
+            session.header + kind + nonce + count,
+            kind + bytes(4) + count + as_bytes(context, "context"),
+            reports,
+            self._padded,
+        )
+
+    def _take(self, messages: int) -> Session:
+        """The session for so many messages, a new one if the present one has no room or is old."""
+        now = seconds()
+        with self._lock:
+            session = self._session
+            if (
+                session is None
+                or session.used + messages > self.limits.max_messages
+                or now - session.born >= self.limits.max_age
+            ):
+                session = self._session = Session(self._engine, self.cipher, self.recipients)
+            session.used += messages
+            return session
+
+    def __repr__(self) -> str:
+        return f"<Sealer {self.cipher} to {', '.join(repr(r) for r in self.recipients)}>"

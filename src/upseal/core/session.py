@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a session secret to the keys of a session (docs/format.md, "Session keys").
+
+report_key 32 | batch_key 32 | upload_key 32 | commitment 32 =
+    HKDF-Expand-SHA-512(secret, "upseal/v1 keys" || SHA-512(header up to the commitment), 128)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from hmac import compare_digest
+from typing import Any
+
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from upseal.core import header as headers
+from upseal.core.header import Entry, Header
+from upseal.core.keys import PublicKey
+from upseal.core.options import Cipher
+from upseal.core.suites import SECRET_LEN
+from upseal.engine.types import Engine
+from upseal.errors import OpenError
+
+_KEYS_INFO = b"upseal/v1 keys"
+_CHUNKED_INFO = b"c2sp.org/chunked-encryption@v1+"
+_AEAD_NAMES = {
+    Cipher.AES_256_GCM: b"AEAD_AES_256_GCM",
+    Cipher.CHACHA20_POLY1305: b"AEAD_CHACHA20_POLY1305",
+}
+SALT = 24
+
+
+def derive(secret: bytes, bound: bytes) -> bytes:
+    """``report_key | batch_key | upload_key | commitment``, 128 bytes."""
+    info = _KEYS_INFO + hashlib.sha512(bound).digest()
+    return HKDFExpand(SHA512(), 128, info).derive(secret)
+
+
+class SessionKeys:
+    """The keys of one session, for one engine. Engine keys are made when they are first used."""
+
+    def __init__(self, engine: Engine, cipher: Cipher, derived: bytes) -> None:
+        self.engine = engine
+        self.cipher = cipher
+        self._derived = derived
+
+    @cached_property
+    def report(self) -> Any:
+        """For envelopes."""
+        return self.engine.record_key(self.cipher, self._derived[:32])
+
+    @cached_property
+    def batch(self) -> Any:
+        """For the records of batches."""
+        return self.engine.record_key(self.cipher, self._derived[32:64])
+
+    def upload(self, salt: bytes, context: bytes) -> tuple[Any, bytes]:
+        """The key of one upload, and its commitment (c2sp.org/chunked-encryption)."""
+        info = _CHUNKED_INFO + _AEAD_NAMES[self.cipher] + b"\0" + salt + context
+        derived = HKDFExpand(SHA512(), 76, info).derive(self._derived[64:96])
+        return self.engine.chunk_key(self.cipher, derived[:44]), derived[44:]
+
+
+class Session:
+    """A sealer's side: a header, its keys, and how much of its life is spent."""
+
+    def __init__(self, engine: Engine, cipher: Cipher, recipients: Sequence[PublicKey]) -> None:
+        """Makes a random session secret and wraps it for every recipient."""
+        secret = os.urandom(SECRET_LEN)
+        entries = [Entry(r.suite, r.key_id, r.wrap(secret)) for r in recipients]
+        bound = headers.encode(cipher, entries)
+        derived = derive(secret, bound)
+        self.header = bound + derived[96:]
+        self.keys = SessionKeys(engine, cipher, derived)
+        self.born = seconds()
+        self.used = 0
+
+
+def open_session(engine: Engine, header: Header, secret: bytes | None) -> SessionKeys:
+    """The keys of a received session.
+
+    Args:
+        engine: opens with them.
+        header: as received.
+        secret: what the recipient's key unwrapped; None if it could not. The work done is the same
+            in both cases, and the commitment is all that can be seen to fail.
+
+    Raises:
+        OpenError: the header, or the secret, is not what the sealer's was.
+    """
+    if secret is None or len(secret) != SECRET_LEN:
+        secret = os.urandom(SECRET_LEN)
+    derived = derive(secret, header.bound)
+    if not compare_digest(derived[96:], header.commitment):
+        raise OpenError
+    return SessionKeys(engine, header.cipher, derived)
+
+
+def seconds() -> float:
+    """Seconds that pass also while the machine sleeps, where it can tell."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return time.monotonic()

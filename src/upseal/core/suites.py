@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a session secret is wrapped for one recipient: HPKE (RFC 9180) or RSA-OAEP (RFC 8017).
+
+All of it is done by ``cryptography``. ``wrapped`` is ``enc || ciphertext`` for HPKE, base mode,
+single shot, KDF HKDF-SHA256, AEAD AES-256-GCM.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM
+
+SECRET_LEN = 32
+_INFO = b"upseal/v1 session"
+
+
+class Suite(IntEnum):
+    """Numbers on the wire: the HPKE registry's KEM ids, and one of our own for RSA."""
+
+    P256 = 0x0010
+    X25519 = 0x0020
+    MLKEM768_X25519 = 0x647A
+    RSA_OAEP = 0xFF01
+
+    @property
+    def label(self) -> str:
+        """The name people read: ``x25519``, ``p256``, ``mlkem768-x25519``, ``rsa``."""
+        return _LABELS[self]
+
+    @property
+    def post_quantum(self) -> bool:
+        """Whether it holds against a quantum computer."""
+        return self is Suite.MLKEM768_X25519
+
+    def wrapped_len_fits(self, length: int) -> bool:
+        """Whether a wrapped secret of that many bytes can be of this suite."""
+        if self is Suite.RSA_OAEP:
+            return 256 <= length <= 512
+        return length == _WRAPPED_LEN[self]
+
+
+_LABELS = {
+    Suite.P256: "p256",
+    Suite.X25519: "x25519",
+    Suite.MLKEM768_X25519: "mlkem768-x25519",
+    Suite.RSA_OAEP: "rsa",
+}
+_WRAPPED_LEN = {Suite.P256: 113, Suite.X25519: 80, Suite.MLKEM768_X25519: 1168}
+_KEMS = {
+    Suite.P256: KEM.P256,
+    Suite.X25519: KEM.X25519,
+    Suite.MLKEM768_X25519: KEM.MLKEM768_X25519,
+}
+
+
+@cache
+def _hpke(suite: Suite) -> hpke.Suite:
+    return hpke.Suite(_KEMS[suite], KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+def _oaep() -> OAEP:
+    # No label: many HSMs refuse one.
+    return OAEP(mgf=MGF1(SHA256()), algorithm=SHA256(), label=None)
+
+
+def wrap(suite: Suite, public_key: Any, secret: bytes) -> bytes:
+    """The session secret for the holder of that key."""
+    if suite is Suite.RSA_OAEP:
+        return bytes(public_key.encrypt(secret, _oaep()))
+    return _hpke(suite).encrypt(secret, public_key, info=_INFO)
+
+
+def unwrap(suite: Suite, private_key: Any, wrapped: bytes) -> bytes:
+    """What was wrapped.
+
+    Raises:
+        ValueError: it was not wrapped for this key. Which step failed is not said.
+    """
+    if suite is Suite.RSA_OAEP:
+        assert isinstance(private_key, rsa.RSAPrivateKey)
+        return private_key.decrypt(wrapped, _oaep())
+    try:
+        return _hpke(suite).decrypt(wrapped, private_key, info=_INFO)
+    except InvalidTag:
+        raise ValueError("not wrapped for this key") from None

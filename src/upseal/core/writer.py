@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealing an upload while it is written."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import IO
+
+from upseal.core.session import SessionKeys
+from upseal.core.uploads import PIECE, start_upload
+from upseal.engine.records import view
+from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
+
+
+def write_all(fileobj: IO[bytes], data: Buffer) -> None:
+    """Writes everything, also where ``write`` takes less at a time.
+
+    Raises:
+        BlockingIOError: the file takes nothing just now: it must be a blocking one.
+    """
+    rest = memoryview(data)
+    while len(rest):
+        written = fileobj.write(rest)
+        if written is None:
+            raise BlockingIOError("an upload needs a file that blocks until it has written")
+        rest = rest[written:]
+
+
+class SealingWriter(io.RawIOBase):
+    """Seals what is written, as one upload, into another file.
+
+    `close` seals the last chunk: without it the upload is visibly cut off. Leaving a ``with`` block
+    by an exception, or forgetting the writer, does not count as closing: what is there stays cut
+    off, since it is not the whole. The other file stays open.
+
+    Each chunk is sealed once. After any error the writer fails for good, and so does a copy of it
+    in a forked child: an upload that is to be tried again starts afresh, under a new salt.
+    """
+
+    def __init__(
+        self, fileobj: IO[bytes], header: bytes, keys: SessionKeys, context: bytes
+    ) -> None:
+        super().__init__()
+        self._file = fileobj
+        self._engine = keys.engine
+        self._pid = os.getpid()
+        self._failed = False
+        self._chunk = 0
+        self._held = bytearray(PIECE * CHUNK)
+        self._fill = 0
+        self._out = memoryview(bytearray(PIECE * SEALED_CHUNK))
+        front, self._key = start_upload(header, keys, context)
+        write_all(fileobj, front)
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Takes all of ``data`` and says how much that was.
+
+        Raises:
+            ValueError: the writer is closed, or the upload would pass 4 PiB.
+            RuntimeError: an earlier error, or a fork, has ended this writer.
+        """
+        self._check()
+        source = view(data, "what is written")
+        total = len(source)
+        held, room = memoryview(self._held), len(self._held)
+        if self._fill:
+            taken = min(room - self._fill, total)
+            held[self._fill : self._fill + taken] = source[:taken]
+            self._fill += taken
+            source = source[taken:]
+            if self._fill < room:
+                return total
+            self._seal(held)
+            self._fill = 0
+        while len(source) >= room:  # straight from the caller's memory
+            self._seal(source[:room])
+            source = source[room:]
+        held[: len(source)] = source
+        self._fill = len(source)
+        return total
+
+    def flush(self) -> None:
+        """Writes the full chunks there are. The rest waits: only the last chunk may be short."""
+        if self.closed or self._failed:
+            return
+        self._check()
+        whole = self._fill - self._fill % CHUNK
+        if whole:
+            self._seal(memoryview(self._held)[:whole])
+            self._held[: self._fill - whole] = self._held[whole : self._fill]
+            self._fill -= whole
+
+    def close(self) -> None:
+        """Seals the last chunk, unless the writer has failed. The other file stays open."""
+        if self.closed:
+            return
+        try:
+            if not self._failed:
+                self._check()
+                self._seal(memoryview(self._held)[: self._fill], last=True)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Ends the writer without a last chunk: what it wrote can never be opened as a whole."""
+        self._failed = True
+        self._fill = 0
+        self._held[:] = bytes(len(self._held))
+        super().close()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        # io's own would close, and so make a cut-off upload look whole.
+        self._failed = True
+        super().close()
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ValueError("write to a closed upload")
+        if self._failed:
+            raise RuntimeError("this upload has failed: start it again, under a new salt")
+        if os.getpid() != self._pid:
+            self._failed = True
+            raise RuntimeError("an upload cannot go on in a forked child: start one there")
+
+    def _seal(self, data: memoryview, last: bool = False) -> None:
+        chunks = len(data) // CHUNK + last
+        if self._chunk + chunks > CHUNKS_MAX - (not last):
+            raise ValueError("an upload is at most 4 PiB")
+        first, self._chunk = self._chunk, self._chunk + chunks
+        self._failed = True  # until this piece is out: its chunks must never be sealed again
+        out = self._out[: len(data) + TAG * chunks]
+        self._engine.seal_chunks(self._key, first, last, data, out)
+        write_all(self._file, out)
+        self._failed = False

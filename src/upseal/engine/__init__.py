@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine runs, and why.
+
+``UPSEAL_ENGINE=native|portable`` chooses; otherwise it is the native one wherever it was built and
+works. ``UPSEAL_BACKEND`` names the native engine's backend (``ippcp``, ``openssl``).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from typing import NamedTuple
+
+from upseal.engine.types import AES_256_GCM, CHACHA20_POLY1305, Engine, EngineError
+
+
+class Choice(NamedTuple):
+    """An engine and the reason it was taken."""
+
+    engine: Engine
+    reason: str
+
+
+@cache
+def choose(name: str | None = None) -> Choice:
+    """The engine of that name, or the one the environment or the machine decides for.
+
+    Raises:
+        EngineError: the one asked for cannot run here.
+        ValueError: there is none of that name.
+    """
+    wanted = name or os.environ.get("UPSEAL_ENGINE") or None
+    source = "asked for" if name else "UPSEAL_ENGINE says so"
+    if wanted == "portable":
+        return _portable(source)
+    if wanted not in (None, "native"):
+        raise ValueError(f"no engine {wanted!r}: UPSEAL_ENGINE is 'native' or 'portable'")
+    try:
+        from upseal.engine.native import NativeEngine
+
+        backend = os.environ.get("UPSEAL_BACKEND") or None
+        engine = NativeEngine(backend)
+    except (ImportError, EngineError) as error:
+        if wanted or os.environ.get("UPSEAL_BACKEND"):
+            raise EngineError(f"the native engine cannot run: {error}") from error
+        return _portable(f"the native engine cannot run: {error}")
+    return Choice(engine, source if wanted else "the C core is built and works here")
+
+
+def _portable(reason: str) -> Choice:
+    from upseal.engine.portable import PortableEngine
+
+    return Choice(PortableEngine(), reason)
+
+
+@cache
+def default_cipher() -> int:
+    """AES-256-GCM where the CPU has instructions for it, else ChaCha20-Poly1305."""
+    try:
+        from upseal.engine.native import cpu_has_aes
+
+        fast = cpu_has_aes()
+    except ImportError:
+        fast = _cpuinfo_has_aes()
+    return AES_256_GCM if fast else CHACHA20_POLY1305
+
+
+def _cpuinfo_has_aes() -> bool:
+    """What the kernel says; where it says nothing (macOS, Windows), today's CPUs have them."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            for line in f:
+                if line.startswith(("flags", "Features")):
+                    return "aes" in line.split()
+    except OSError:
+        return platform.machine().lower() in ("x86_64", "amd64", "arm64", "aarch64")
+    return False

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine without C of ours: ``cryptography`` for AES-256-GCM, PyNaCl for XChaCha20-Poly1305.
+
+A product, not only a test: this is what runs where no compiler was at hand.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from itertools import pairwise
+from typing import Protocol
+
+import cryptography
+import nacl
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from upseal.engine.padding import pad, padded_len, unpad
+from upseal.engine.records import RECORD_MAX, Packed
+from upseal.engine.types import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, SEALED_CHUNK, TAG
+
+
+class _RecordKey(Protocol):
+    def seal(self, nonce: bytes, aad: bytes, plaintext: bytes) -> bytes: ...
+
+    def open(self, nonce: bytes, aad: bytes, sealed: bytes) -> bytes | None: ...
+
+
+class XAES256GCM:
+    """c2sp.org/XAES-256-GCM; remembers the last subkey, since records share the nonce's front."""
+
+    def __init__(self, key: bytes) -> None:
+        self._block = Cipher(algorithms.AES256(key), modes.ECB())  # noqa: S305 - one block each
+        (l_top, l_low) = struct.unpack(">QQ", self._block.encryptor().update(bytes(16)))
+        doubled = (l_top << 64 | l_low) << 1
+        self._k1 = (doubled & ((1 << 128) - 1)) ^ (0x87 * (doubled >> 128))
+        self._last: tuple[bytes, AESGCM] = (b"", AESGCM(key))
+
+    def _subkey(self, front: bytes) -> AESGCM:
+        known, aead = self._last
+        if known != front:
+            base = int.from_bytes(b"\0\0X\0" + front, "big") ^ self._k1
+            blocks = b"".join((base ^ (i << 112)).to_bytes(16, "big") for i in (1, 2))
+            aead = AESGCM(self._block.encryptor().update(blocks))
+            self._last = (front, aead)
+        return aead
+
+    def seal(self, nonce: bytes, aad: bytes, plaintext: bytes) -> bytes:
+        """``ciphertext | tag``."""
+        return self._subkey(nonce[:12]).encrypt(nonce[12:], plaintext, aad)
+
+    def open(self, nonce: bytes, aad: bytes, sealed: bytes) -> bytes | None:
+        """The plaintext, or None for a forgery."""
+        try:
+            return self._subkey(nonce[:12]).decrypt(nonce[12:], sealed, aad)
+        except InvalidTag:
+            return None
+
+
+class XChaCha20Poly1305:
+    """libsodium's XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03)."""
+
+    def __init__(self, key: bytes) -> None:
+        from nacl.bindings import (  # only where this cipher is used: loading libsodium takes time
+            crypto_aead_xchacha20poly1305_ietf_decrypt as decrypt,
+        )
+        from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt as encrypt
+        from nacl.exceptions import CryptoError
+
+        self._key, self._encrypt, self._decrypt, self._error = key, encrypt, decrypt, CryptoError
+
+    def seal(self, nonce: bytes, aad: bytes, plaintext: bytes) -> bytes:
+        """``ciphertext | tag``."""
+        return self._encrypt(plaintext, aad, nonce, self._key)
+
+    def open(self, nonce: bytes, aad: bytes, sealed: bytes) -> bytes | None:
+        """The plaintext, or None for a forgery."""
+        try:
+            return self._decrypt(sealed, aad, nonce, self._key)
+        except self._error:
+            return None
+
+
+class _ChunkKey:
+    def __init__(self, aead: AESGCM | ChaCha20Poly1305, base_nonce: bytes) -> None:
+        self.aead, self.base = aead, int.from_bytes(base_nonce, "big")
+
+    def nonce(self, index: int) -> bytes:
+        return (self.base ^ index).to_bytes(12, "big")
+
+
+class PortableEngine:
+    """See `upseal.engine.types.Engine`."""
+
+    name = "portable"
+
+    def describe(self) -> dict[str, str]:
+        """See Engine."""
+        version = f"cryptography {cryptography.__version__}, PyNaCl {nacl.__version__}"
+        return {"engine": self.name, "backend": "cryptography", "version": version}
+
+    def record_key(self, cipher: int, material: bytes) -> _RecordKey:
+        """See Engine."""
+        return XAES256GCM(material) if cipher == AES_256_GCM else XChaCha20Poly1305(material)
+
+    def chunk_key(self, cipher: int, material: bytes) -> _ChunkKey:
+        """See Engine."""
+        aead = AESGCM if cipher == AES_256_GCM else ChaCha20Poly1305
+        return _ChunkKey(aead(material[:32]), material[32:])
+
+    # -- records ---------------------------------------------------------------
+
+    def seal_envelope(
+        self, key: _RecordKey, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
+    ) -> bytes:
+        """See Engine."""
+        return prefix + nonce + key.seal(nonce, aad, _prepared(report, padded))
+
+    def open_envelope(
+        self, key: _RecordKey, prefix_len: int, aad: bytes, envelope: bytes, padded: bool
+    ) -> bytes | None:
+        """See Engine."""
+        front = prefix_len + NONCE
+        if not 0 <= len(envelope) - front - TAG <= RECORD_MAX:
+            return None
+        report = key.open(envelope[prefix_len:front], aad, envelope[front:])
+        return unpad(report) if padded and report is not None else report
+
+    def seal_envelopes(
+        self,
+        key: _RecordKey,
+        nonce: bytes,
+        prefix: bytes,
+        aad: bytes,
+        reports: Packed,
+        padded: bool,
+    ) -> Packed:
+        """See Engine."""
+        sealed = [
+            self.seal_envelope(key, _xor(nonce, i), prefix, aad, report, padded)
+            for i, report in enumerate(_each(reports))
+        ]
+        return _packed(sealed)
+
+    def open_envelopes(
+        self, key: _RecordKey, prefix_len: int, aad: bytes, envelopes: Packed, padded: bool
+    ) -> tuple[Packed, memoryview]:
+        """See Engine."""
+        opened = [self.open_envelope(key, prefix_len, aad, e, padded) for e in _each(envelopes)]
+        results = bytes(255 if report is None else 0 for report in opened)
+        return _packed([report or b"" for report in opened]), memoryview(results)
+
+    def seal_batch(
+        self, key: _RecordKey, nonce: bytes, head: bytes, aad: bytes, reports: Packed, padded: bool
+    ) -> bytes:
+        """See Engine."""
+        kind, rest = aad[:1], aad[5:]
+        sealed = [
+            key.seal(_xor(nonce, i), kind + i.to_bytes(4, "big") + rest, _prepared(report, padded))
+            for i, report in enumerate(_each(reports))
+        ]
+        table = struct.pack(f">{len(sealed)}I", *map(len, sealed))
+        return b"".join((head, table, *sealed))
+
+    def open_batch(
+        self,
+        key: _RecordKey,
+        nonce: bytes,
+        aad: bytes,
+        table: memoryview,
+        records: memoryview,
+        padded: bool,
+    ) -> Packed | None:
+        """See Engine."""
+        kind, rest, at = aad[:1], aad[5:], 0
+        reports = []
+        for i, (length,) in enumerate(struct.iter_unpack(">I", table)):
+            sealed = bytes(records[at : at + length])
+            report = key.open(_xor(nonce, i), kind + i.to_bytes(4, "big") + rest, sealed)
+            if padded and report is not None:
+                report = unpad(report)
+            if report is None:
+                return None
+            reports.append(report)
+            at += length
+        return _packed(reports)
+
+    # -- chunks ----------------------------------------------------------------
+
+    def seal_chunks(
+        self, key: _ChunkKey, first: int, last: bool, data: memoryview, out: memoryview
+    ) -> None:
+        """See Engine."""
+        whole, rest = divmod(len(data), CHUNK)
+        _check_chunks(first, whole, rest, last)
+        for i in range(whole + last):
+            at = i * SEALED_CHUNK
+            piece = data[i * CHUNK : (i + 1) * CHUNK]
+            key.aead.encrypt_into(
+                key.nonce(first + i), piece, None, out[at : at + len(piece) + TAG]
+            )
+
+    def open_chunks(
+        self, key: _ChunkKey, first: int, last: bool, data: memoryview, out: memoryview
+    ) -> bool:
+        """See Engine."""
+        whole, rest = divmod(len(data), SEALED_CHUNK)
+        _check_chunks(first, whole, rest, last)
+        if last and rest < TAG:
+            raise ValueError("the last chunk is shorter than a tag")
+        try:
+            for i in range(whole + last):
+                piece = data[i * SEALED_CHUNK : (i + 1) * SEALED_CHUNK]
+                at = i * CHUNK
+                target = out[at : at + len(piece) - TAG]
+                key.aead.decrypt_into(key.nonce(first + i), piece, None, target)
+        except InvalidTag:
+            out[:] = bytes(len(out))
+            return False
+        return True
+
+
+def _check_chunks(first: int, whole: int, rest: int, last: bool) -> None:
+    if rest and not last:
+        raise ValueError("only the last chunk may be short")
+    if first + whole + last > CHUNKS_MAX:
+        raise ValueError("an upload has at most 2^38 chunks")
+
+
+def _prepared(report: bytes, padded: bool) -> bytes:
+    if (padded_len(len(report)) if padded else len(report)) > RECORD_MAX:
+        raise ValueError("a report is longer than 16 MiB")
+    return pad(report) if padded else report
+
+
+def _xor(nonce: bytes, index: int) -> bytes:
+    return nonce[:20] + (int.from_bytes(nonce[20:], "big") ^ index).to_bytes(4, "big")
+
+
+def _each(records: Packed) -> list[bytes]:
+    ends = records.offsets.tolist()
+    if ends[0] < 0 or ends[-1] > len(records.values) or any(map(int.__gt__, ends, ends[1:])):
+        raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
+    return [bytes(records.values[a:b]) for a, b in pairwise(ends)]
+
+
+def _packed(records: list[bytes]) -> Packed:
+    offsets, end = array("q", [0]), 0
+    for record in records:
+        end += len(record)
+        offsets.append(end)
+    return Packed(memoryview(b"".join(records)), memoryview(offsets))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one small interface between the core and the bulk work.
+
+An engine seals and opens under keys that the core has derived. It sees no public key, no header and
+no file. Two of them give the same bytes: ``native`` (C) and ``portable`` (no C of ours).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from upseal.engine.records import Packed
+
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    Buffer = Any
+
+AES_256_GCM = 1
+CHACHA20_POLY1305 = 2
+
+TAG = 16
+NONCE = 24
+CHUNK = 16384
+SEALED_CHUNK = CHUNK + TAG
+CHUNKS_MAX = 1 << 38
+
+
+class EngineError(RuntimeError):
+    """The engine could not do its work: no memory, or a library refused. Not the data's fault."""
+
+
+class Engine(Protocol):
+    """Bulk sealing and opening. Safe to use from any number of threads at once.
+
+    ``padded`` means the Padmé padding of docs/format.md. Keys are what ``record_key`` and
+    ``chunk_key`` gave. Whatever cannot be opened comes back as None, or in ``results``.
+    """
+
+    name: str
+
+    def describe(self) -> dict[str, str]:
+        """What this engine runs on, for people: ``engine``, ``backend``, ``version``."""
+
+    def record_key(self, cipher: int, material: bytes) -> Any:
+        """A key for records, from 32 bytes."""
+
+    def chunk_key(self, cipher: int, material: bytes) -> Any:
+        """A key for chunks, from 44 bytes: the key and the base nonce."""
+
+    def seal_envelope(
+        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
+    ) -> bytes:
+        """``prefix | nonce | ciphertext | tag``."""
+
+    def open_envelope(
+        self, key: Any, prefix_len: int, aad: bytes, envelope: bytes, padded: bool
+    ) -> bytes | None:
+        """The report, if the envelope is genuine."""
+
+    def seal_envelopes(
+        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, reports: Packed, padded: bool
+    ) -> Packed:
+        """An envelope for each report, number i under ``nonce XOR i``; at most 2^20."""
+
+    def open_envelopes(
+        self, key: Any, prefix_len: int, aad: bytes, envelopes: Packed, padded: bool
+    ) -> tuple[Packed, memoryview]:
+        """The reports, and for each 0 if it is genuine (else the report is empty)."""
+
+    def seal_batch(
+        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Packed, padded: bool
+    ) -> bytes:
+        """``head | table of sealed lengths | sealed records``.
+
+        ``aad`` is ``kind | 4 bytes | u32 count | context``; a record's index goes into the 4 bytes.
+        """
+
+    def open_batch(
+        self,
+        key: Any,
+        nonce: bytes,
+        aad: bytes,
+        table: memoryview,
+        records: memoryview,
+        padded: bool,
+    ) -> Packed | None:
+        """All reports, or None. Lengths in the table were checked by the caller."""
+
+    def seal_chunks(
+        self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
+    ) -> None:
+        """Seals ``data`` as chunks ``first``, ``first + 1``, ... into ``out`` (exactly as long).
+
+        Without ``last``, data is a multiple of CHUNK; with it, the rest is the short last chunk.
+        """
+
+    def open_chunks(
+        self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
+    ) -> bool:
+        """Opens sealed chunks into ``out`` (exactly as long), or says False and leaves zeros."""
