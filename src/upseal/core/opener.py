@@ -13,7 +13,7 @@ from upseal.core.batch import Batch
 from upseal.core.bodies import Kind, check_envelope, parse_batch, read_kind
 from upseal.core.header import Header
 from upseal.core.session import SessionKeys, open_session
-from upseal.engine import choose
+from upseal.engine import resolve
 from upseal.engine.records import Packed, as_bytes, pack, packed, split, view
 from upseal.engine.types import Buffer, Engine
 from upseal.errors import OpenError, UnknownRecipient
@@ -55,14 +55,14 @@ class Opener:
         cache: how many sessions to remember, so that their next report costs no public-key
             operation. Only sessions whose commitment held are put in, the oldest go first, and
             those of a removed key go with it. 0 for none.
-        engine: ``"native"`` or ``"portable"``; None for the best here.
+        engine: ``"native"``, ``"portable"`` or an `Engine`; None for the best here.
 
     Raises:
         ValueError: no keys, or the cache is negative.
     """
 
     def __init__(
-        self, keys: Iterable[KeyOpener], cache: int = 65536, *, engine: str | None = None
+        self, keys: Iterable[KeyOpener], cache: int = 65536, *, engine: Engine | str | None = None
     ) -> None:
         if cache < 0:
             raise ValueError(f"the cache cannot hold {cache} sessions")
@@ -72,7 +72,7 @@ class Opener:
         self._lock = threading.Lock()
         # The session opened last, and the set of keys it was opened under.
         self._last: tuple[_Known, dict[tuple[int, bytes], KeyOpener]] | None = None
-        self._engine: Engine = choose(engine).engine
+        self._engine = resolve(engine)
         for key in keys:
             self.add_key(key)
         if not self._keys:

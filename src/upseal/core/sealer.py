@@ -13,7 +13,7 @@ from upseal.core.header import RECIPIENTS_MAX
 from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
-from upseal.engine import choose, default_cipher
+from upseal.engine import default_cipher, resolve
 from upseal.engine.records import Packed, as_bytes, pack, packed, split
 from upseal.engine.types import NONCE, Buffer, Engine
 
@@ -36,7 +36,7 @@ class Sealer:
         cipher: None for what is fast on this CPU; else a `Cipher`, its number or its name.
         allow_mixed: let a post-quantum recipient stand beside a classical one. A session is only
             as strong as its weakest recipient, so this is refused unless asked for.
-        engine: ``"native"`` or ``"portable"``; None for the best here.
+        engine: ``"native"``, ``"portable"`` or an `Engine`; None for the best here.
 
     Raises:
         ValueError: no recipients, too many, one of them twice, or a mix that was not allowed.
@@ -50,7 +50,7 @@ class Sealer:
         cipher: Cipher | int | str | None = None,
         *,
         allow_mixed: bool = False,
-        engine: str | None = None,
+        engine: Engine | str | None = None,
     ) -> None:
         if isinstance(recipients, PublicKey):
             raise TypeError("recipients must be a sequence of public keys, not one of them")
@@ -72,7 +72,7 @@ class Sealer:
         self.limits = limits if limits is not None else Limits()
         self.padding = padding
         self.cipher = Cipher.parse(default_cipher() if cipher is None else cipher)
-        self._engine: Engine = choose(engine).engine
+        self._engine = resolve(engine)
         self._padded = padding is not None
         mark = 0x80 if self._padded else 0
         self._envelope_kind = bytes([Kind.ENVELOPE | mark])

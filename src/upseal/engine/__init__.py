@@ -48,6 +48,11 @@ def choose(name: str | None = None) -> Choice:
     return Choice(engine, source if wanted else "the C core is built and works here")
 
 
+def resolve(engine: Engine | str | None) -> Engine:
+    """An engine given as such or by its name; None for the best here."""
+    return choose(engine).engine if engine is None or isinstance(engine, str) else engine
+
+
 def _portable(reason: str) -> Choice:
     from upseal.engine.portable import PortableEngine
 
