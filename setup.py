@@ -3,11 +3,12 @@
 
 import os
 import sysconfig
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-PORTABLE = os.environ.get("UPSEAL_BUILD") == "portable"
+BUILD = os.environ.get("UPSEAL_BUILD")
 
 
 class BuildOrGoWithout(build_ext):
@@ -17,23 +18,23 @@ class BuildOrGoWithout(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            if os.environ.get("UPSEAL_BUILD") == "native":
+            if BUILD == "native":
                 raise
             self.warn(
-                f"upseal: the C core was not built ({error}); the portable engine will be used. "
-                "For the fast one install a C compiler and OpenSSL's headers "
-                "(Debian: apt-get install gcc libssl-dev) and install upseal again."
+                f"upseal: the C core was not built ({error}), so the portable engine is used. For the"
+                " fast one: apt-get install gcc libssl-dev, pip install --no-cache-dir -I upseal"
             )
-            ext.optional, ext.sources = True, []
-            self.extensions = [e for e in self.extensions if e is not ext]
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # an earlier build's
+            self.extensions.remove(ext)
+            self.get_finalized_command("bdist_wheel").root_is_pure = True  # the tag: any machine
 
 
 # cffi drops the limited API by itself on free-threaded builds; the tag must follow.
 ABI3 = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
 
 setup(
-    cffi_modules=[] if PORTABLE else ["native/build_ffi.py:ffi"],
+    cffi_modules=[] if BUILD == "portable" else ["native/build_ffi.py:ffi"],
     cmdclass={"build_ext": BuildOrGoWithout},
-    options={} if PORTABLE else {"bdist_wheel": ABI3},
+    options={} if BUILD == "portable" else {"bdist_wheel": ABI3},
     zip_safe=False,
 )

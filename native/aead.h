@@ -52,6 +52,12 @@ struct upseal_key {
     uint8_t base_nonce[UPSEAL_BASE_NONCE_LEN];
 };
 
+/* base + offset. Inputs without bytes may be NULL, and in C11 not even 0 may be added to that. */
+static inline const uint8_t *upseal_at(const uint8_t *base, int64_t offset)
+{
+    return offset ? base + offset : base;
+}
+
 /* XAES-256-GCM's two blocks to encrypt, from L = AES(K, 0): (M1 ^ K1) | (M2 ^ K1). */
 void upseal_xaes_blocks(const uint8_t l[16], const uint8_t nonce[24], uint8_t blocks[32]);
 

@@ -51,8 +51,8 @@ upseal_status upseal_seal_chunks(upseal_work *work, const upseal_key *key, uint6
     }
     if (last && status == UPSEAL_OK) {
         chunk_nonce(key, first + whole, iv);
-        status = aead->seal(state, iv, NULL, 0, in + whole * UPSEAL_CHUNK_LEN, rest,
-                            out + whole * UPSEAL_SEALED_CHUNK_LEN);
+        status = aead->seal(state, iv, NULL, 0, upseal_at(in, (int64_t)(whole * UPSEAL_CHUNK_LEN)),
+                            rest, out + whole * UPSEAL_SEALED_CHUNK_LEN);
     }
     upseal_wipe(iv, sizeof iv);
     if (status == UPSEAL_OK) return UPSEAL_OK;

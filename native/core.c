@@ -2,6 +2,9 @@
  *
  * Backends, work spaces, keys, and the few helpers the other files share.
  */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE 1 /* madvise */
+#endif
 #include "aead.h"
 
 #include <stdlib.h>
@@ -13,6 +16,10 @@
 #endif
 #if defined(_MSC_VER)
 #include <intrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 static const upseal_backend *const backends[] = {
@@ -68,6 +75,19 @@ int upseal_equal(const uint8_t *a, const uint8_t *b, size_t len)
     uint8_t difference = 0;
     for (size_t i = 0; i < len; i++) difference |= (uint8_t)(a[i] ^ b[i]);
     return (int)(1 & (((uint32_t)difference - 1) >> 8));
+}
+
+void upseal_large_pages(void *data, size_t len)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t start = ((uintptr_t)data + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)data + len) & ~(page - 1);
+    if (start < end) (void)madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+    (void)data;
+    (void)len;
+#endif
 }
 
 void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out)
@@ -145,32 +165,26 @@ static upseal_status known_record(upseal_work *work, uint8_t cipher, const uint8
                                   const uint8_t nonce[24], const char *aad, const char *text,
                                   const uint8_t *sealed, size_t sealed_len)
 {
-    uint8_t out[24 + 64 + UPSEAL_TAG_LEN], opened[64 + 24 + UPSEAL_TAG_LEN];
+    uint8_t out[24 + 64 + UPSEAL_TAG_LEN], opened[64];
     const size_t text_len = strlen(text);
-    const int64_t offsets[2] = {0, (int64_t)text_len};
     upseal_status status = UPSEAL_EBACKEND;
     upseal_key *key = upseal_key_new(cipher, key_bytes, UPSEAL_KEY_LEN);
 
     if (!key) return UPSEAL_EMEMORY;
     if (text_len <= 64 && sealed_len == text_len + UPSEAL_TAG_LEN &&
-        upseal_seal_envelopes(work, key, nonce, 0, NULL, 0, (const uint8_t *)aad, strlen(aad),
-                              (const uint8_t *)text, text_len, offsets, 1, 0, out,
-                              24 + sealed_len) == UPSEAL_OK &&
+        upseal_seal_envelope(work, key, nonce, NULL, 0, (const uint8_t *)aad, strlen(aad),
+                             (const uint8_t *)text, text_len, 0, out,
+                             24 + sealed_len) == UPSEAL_OK &&
         memcmp(out + 24, sealed, sealed_len) == 0) {
-        const int64_t envelope[2] = {0, (int64_t)(24 + sealed_len)};
-        int64_t opened_offsets[2];
-        int8_t results[2] = {0, 0};
         int good, refused;
-        good = upseal_open_envelopes(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
-                                     24 + sealed_len, envelope, 1, 0, opened, sizeof opened,
-                                     opened_offsets, results) == UPSEAL_OK &&
-               results[0] == UPSEAL_OK && opened_offsets[1] == (int64_t)text_len &&
+        good = upseal_open_envelope(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
+                                    24 + sealed_len, 0, opened,
+                                    sizeof opened) == (int64_t)text_len &&
                memcmp(opened, text, text_len) == 0;
         out[24] ^= 1; /* and a backend that accepts anything is no backend */
-        refused = upseal_open_envelopes(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
-                                        24 + sealed_len, envelope, 1, 0, opened, sizeof opened,
-                                        opened_offsets, results + 1) == UPSEAL_OK &&
-                  results[1] == UPSEAL_EFORGED;
+        refused = upseal_open_envelope(work, key, 0, (const uint8_t *)aad, strlen(aad), out,
+                                       24 + sealed_len, 0, opened,
+                                       sizeof opened) == UPSEAL_EFORGED;
         if (good && refused) status = UPSEAL_OK;
     }
     upseal_key_free(key);

@@ -135,17 +135,22 @@ static upseal_status open_record(const cipher_state *use, const uint8_t nonce[24
 
 /* ---- offsets -------------------------------------------------------------------------- */
 
+static int offsets_fit(size_t values_len, const int64_t *offsets, size_t count)
+{
+    if (!offsets || offsets[0] < 0) return 0;
+    for (size_t i = 0; i < count; i++)
+        if (offsets[i + 1] < offsets[i]) return 0;
+    return (uint64_t)(offsets[count] - offsets[0]) <= values_len;
+}
+
 upseal_status upseal_records_measure(size_t values_len, const int64_t *offsets, size_t count,
                                      int padded, uint64_t *sealed_len)
 {
     uint64_t total = 0;
     *sealed_len = 0;
-    if (!offsets || offsets[0] < 0 || (uint64_t)offsets[count] > values_len)
-        return UPSEAL_EARGUMENT;
+    if (!offsets_fit(values_len, offsets, count)) return UPSEAL_EARGUMENT;
     for (size_t i = 0; i < count; i++) {
-        uint64_t len;
-        if (offsets[i + 1] < offsets[i]) return UPSEAL_EARGUMENT;
-        len = (uint64_t)(offsets[i + 1] - offsets[i]);
+        uint64_t len = (uint64_t)(offsets[i + 1] - offsets[i]);
         if (len > UPSEAL_RECORD_MAX) return UPSEAL_EARGUMENT;
         if (padded) len = upseal_padded_len((size_t)len);
         if (len > UPSEAL_RECORD_MAX) return UPSEAL_EARGUMENT;
@@ -167,7 +172,7 @@ upseal_status upseal_seal_envelopes(upseal_work *work, const upseal_key *key,
                                     size_t prefix_len, const uint8_t *aad, size_t aad_len,
                                     const uint8_t *values, size_t values_len,
                                     const int64_t *offsets, size_t count, int padded, uint8_t *out,
-                                    size_t out_len)
+                                    size_t out_len, int64_t *out_offsets)
 {
     cipher_state use;
     uint64_t sealed_len;
@@ -177,22 +182,26 @@ upseal_status upseal_seal_envelopes(upseal_work *work, const upseal_key *key,
 
     if (status != UPSEAL_OK) goto fail;
     status = UPSEAL_EARGUMENT;
-    if (!nonce || !positions_fit(first, count) || prefix_len > UPSEAL_RECORD_MAX) goto fail;
+    if (!nonce || !out_offsets || !positions_fit(first, count) || prefix_len > UPSEAL_RECORD_MAX)
+        goto fail;
     if (upseal_records_measure(values_len, offsets, count, padded, &sealed_len) != UPSEAL_OK)
         goto fail;
     if (out_len != sealed_len + (uint64_t)front * count) goto fail;
     status = start_subkey(&use, key, nonce);
+    out_offsets[0] = 0;
     for (size_t i = 0; i < count && status == UPSEAL_OK; i++) {
         const size_t len = (size_t)(offsets[i + 1] - offsets[i]);
         if (prefix_len) memcpy(at, prefix, prefix_len);
         record_nonce(nonce, first + (uint32_t)i, at + prefix_len);
-        status = seal_record(&use, at + prefix_len, aad, aad_len, values + offsets[i], len, padded,
-                             at + front);
+        status = seal_record(&use, at + prefix_len, aad, aad_len,
+                             upseal_at(values, offsets[i] - offsets[0]), len, padded, at + front);
         at += front + (padded ? upseal_padded_len(len) : len) + UPSEAL_TAG_LEN;
+        out_offsets[i + 1] = at - out;
     }
     if (status == UPSEAL_OK) return UPSEAL_OK;
 fail:
     if (out && out_len) memset(out, 0, out_len);
+    if (out_offsets) memset(out_offsets, 0, (count + 1) * sizeof *out_offsets);
     return status;
 }
 
@@ -203,15 +212,16 @@ upseal_status upseal_seal_envelope(upseal_work *work, const upseal_key *key,
                                    uint8_t *out, size_t out_len)
 {
     const int64_t offsets[2] = {0, (int64_t)report_len};
+    int64_t sealed[2];
     return upseal_seal_envelopes(work, key, nonce, 0, prefix, prefix_len, aad, aad_len, report,
-                                 report_len, offsets, 1, padded, out, out_len);
+                                 report_len, offsets, 1, padded, out, out_len, sealed);
 }
 
-upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key, size_t prefix_len,
-                                    const uint8_t *aad, size_t aad_len, const uint8_t *values,
-                                    size_t values_len, const int64_t *offsets, size_t count,
-                                    int padded, uint8_t *out, size_t out_len, int64_t *out_offsets,
-                                    int8_t *results)
+upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key,
+                                    const uint8_t *prefix, size_t prefix_len, const uint8_t *aad,
+                                    size_t aad_len, const uint8_t *values, size_t values_len,
+                                    const int64_t *offsets, size_t count, int padded, uint8_t *out,
+                                    size_t out_len, int64_t *out_offsets, int8_t *results)
 {
     cipher_state use;
     const uint8_t *subkey_of = NULL; /* the nonce whose subkey is set */
@@ -220,21 +230,23 @@ upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key, si
 
     if (status != UPSEAL_OK) goto fail;
     status = UPSEAL_EARGUMENT;
-    if (prefix_len > UPSEAL_RECORD_MAX || !offsets || !out_offsets || !results) goto fail;
-    if (offsets[0] < 0 || (uint64_t)offsets[count] > values_len) goto fail;
-    for (size_t i = 0; i < count; i++)
-        if (offsets[i + 1] < offsets[i]) goto fail;
+    if (prefix_len > UPSEAL_RECORD_MAX || !out_offsets || !results) goto fail;
+    if (!offsets_fit(values_len, offsets, count)) goto fail;
     out_offsets[0] = 0;
     for (size_t i = 0; i < count; i++) {
-        const uint8_t *envelope = values + offsets[i];
+        const uint8_t *envelope = upseal_at(values, offsets[i] - offsets[0]);
         const size_t len = (size_t)(offsets[i + 1] - offsets[i]);
         size_t opened = 0;
-        results[i] = UPSEAL_EFORGED;
-        if (len >= front + UPSEAL_TAG_LEN &&
-            len - front - UPSEAL_TAG_LEN <= UPSEAL_RECORD_MAX) {
+        if (len < prefix_len ||
+            (prefix && prefix_len && memcmp(envelope, prefix, prefix_len) != 0)) {
+            results[i] = UPSEAL_OTHER;
+        } else if (len < front + UPSEAL_TAG_LEN ||
+                   len - front - UPSEAL_TAG_LEN > UPSEAL_RECORD_MAX) {
+            results[i] = UPSEAL_EFORGED;
+        } else {
+            const uint8_t *nonce = envelope + prefix_len;
             status = UPSEAL_EARGUMENT;
             if (out_len - (size_t)out_offsets[i] < len - front - UPSEAL_TAG_LEN) goto fail;
-            const uint8_t *nonce = envelope + prefix_len;
             if (!subkey_of || memcmp(nonce, subkey_of, use.aead->salt_len) != 0) {
                 status = start_subkey(&use, key, nonce);
                 if (status != UPSEAL_OK) goto fail;
@@ -263,11 +275,13 @@ int64_t upseal_open_envelope(upseal_work *work, const upseal_key *key, size_t pr
     const int64_t offsets[2] = {0, (int64_t)envelope_len};
     int64_t opened[2];
     int8_t result;
-    upseal_status status = upseal_open_envelopes(work, key, prefix_len, aad, aad_len, envelope,
-                                                 envelope_len, offsets, 1, padded, out, out_len,
-                                                 opened, &result);
-    if (status == UPSEAL_OK) status = (upseal_status)result;
-    return status == UPSEAL_OK ? opened[1] : status;
+    upseal_status status = upseal_open_envelopes(work, key, NULL, prefix_len, aad, aad_len,
+                                                 envelope, envelope_len, offsets, 1, padded, out,
+                                                 out_len, opened, &result);
+    if (status == UPSEAL_OK && result != UPSEAL_OK) status = UPSEAL_EFORGED;
+    if (status == UPSEAL_OK) return opened[1];
+    if (out && out_len) upseal_wipe(out, out_len); /* also what a forged envelope had no use for */
+    return status;
 }
 
 /* ---- batches -------------------------------------------------------------------------------- */
@@ -298,7 +312,8 @@ upseal_status upseal_seal_batch(upseal_work *work, const upseal_key *key, const 
         record_nonce(nonce, first + (uint32_t)i, n);
         write_u32(aad + 1, first + (uint32_t)i);
         write_u32(table + 4 * i, (uint32_t)sealed);
-        status = seal_record(&use, n, aad, aad_len, values + offsets[i], len, padded, at);
+        status = seal_record(&use, n, aad, aad_len, upseal_at(values, offsets[i] - offsets[0]), len,
+                             padded, at);
         at += sealed;
     }
     if (status == UPSEAL_OK) return UPSEAL_OK;
@@ -336,10 +351,9 @@ upseal_status upseal_open_batch(upseal_work *work, const upseal_key *key, const 
     if (status != UPSEAL_OK) goto fail;
     status = UPSEAL_EARGUMENT;
     if (!nonce || aad_len < UPSEAL_BATCH_AAD_MIN || !positions_fit(first, count)) goto fail;
-    if (!offsets || !out_offsets || offsets[0] < 0 || (uint64_t)offsets[count] > records_len)
-        goto fail;
+    if (!out_offsets || !offsets_fit(records_len, offsets, count)) goto fail;
     for (size_t i = 0; i < count; i++)
-        if (offsets[i + 1] < offsets[i] || offsets[i + 1] - offsets[i] < UPSEAL_TAG_LEN ||
+        if (offsets[i + 1] - offsets[i] < UPSEAL_TAG_LEN ||
             offsets[i + 1] - offsets[i] > UPSEAL_RECORD_MAX + UPSEAL_TAG_LEN)
             goto fail;
     if (out_len < (uint64_t)(offsets[count] - offsets[0]) - UPSEAL_TAG_LEN * (uint64_t)count)
@@ -351,7 +365,7 @@ upseal_status upseal_open_batch(upseal_work *work, const upseal_key *key, const 
         size_t opened;
         record_nonce(nonce, first + (uint32_t)i, n);
         write_u32(aad + 1, first + (uint32_t)i);
-        status = open_record(&use, n, aad, aad_len, records + offsets[i],
+        status = open_record(&use, n, aad, aad_len, upseal_at(records, offsets[i] - offsets[0]),
                              (size_t)(offsets[i + 1] - offsets[i]) - UPSEAL_TAG_LEN, padded,
                              out + out_offsets[i], &opened);
         out_offsets[i + 1] = out_offsets[i] + (int64_t)opened;

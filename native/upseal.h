@@ -48,6 +48,7 @@
 
 typedef enum {
     UPSEAL_OK = 0,
+    UPSEAL_OTHER = 1, /* only in results of upseal_open_envelopes */
     UPSEAL_EFORGED = -1, /* a tag, or the padding behind it, is wrong */
     UPSEAL_EARGUMENT = -2,
     UPSEAL_EBACKEND = -3, /* the library underneath refused, or is not usable here */
@@ -88,9 +89,9 @@ void upseal_key_free(upseal_key *key); /* wipes; NULL is allowed */
 
 /* ---- records ---------------------------------------------------------------
  *
- * Records come packed: `values` holds them one behind the other, and record i is
- * values[offsets[i] .. offsets[i+1]), so `offsets` has count + 1 entries, never
- * falling.  Record i of a call goes under nonce XOR (first + i), big-endian in the
+ * Records come packed: `values` holds them one behind the other, from the first one's
+ * first byte on, and `offsets` has count + 1 entries, never falling: record i is the bytes
+ * offsets[i] - offsets[0] .. offsets[i+1] - offsets[0] of `values`.  Record i of a call goes under nonce XOR (first + i), big-endian in the
  * last four bytes: `first` is the place of the call's first record under that nonce.
  * With `padded` not 0, a record r is sealed as r | 80 | 00.. up to the Padme length
  * of len(r) + 1, and opening accepts that alone.
@@ -106,12 +107,13 @@ UPSEAL_MUST_CHECK upseal_status upseal_records_measure(
     size_t values_len, const int64_t *offsets, size_t count, int padded, uint64_t *sealed_len);
 
 /* Seals each record as an envelope of its own: prefix | nonce | ciphertext | tag, one
- * behind the other in `out`, whose length must be exactly theirs.  AAD is `aad`. */
+ * behind the other in `out`, whose length must be exactly theirs; out_offsets (count + 1, from
+ * 0) says where each begins.  AAD is `aad`. */
 UPSEAL_MUST_CHECK upseal_status upseal_seal_envelopes(
     upseal_work *work, const upseal_key *key, const uint8_t nonce[24], uint32_t first,
     const uint8_t *prefix, size_t prefix_len, const uint8_t *aad, size_t aad_len,
     const uint8_t *values, size_t values_len, const int64_t *offsets, size_t count, int padded,
-    uint8_t *out, size_t out_len);
+    uint8_t *out, size_t out_len, int64_t *out_offsets);
 
 /* The same for one record, without a table of offsets. */
 UPSEAL_MUST_CHECK upseal_status upseal_seal_envelope(
@@ -119,15 +121,15 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_envelope(
     size_t prefix_len, const uint8_t *aad, size_t aad_len, const uint8_t *report,
     size_t report_len, int padded, uint8_t *out, size_t out_len);
 
-/* Opens `count` envelopes with prefixes of the same length.  `out` needs room
- * for what each holds besides prefix, nonce and tag; out_offsets (count + 1) packs what was opened, and
- * results[i] is UPSEAL_OK, or UPSEAL_EFORGED with an empty record.  An envelope too short
- * to be one is EFORGED as well. */
+/* Opens `count` envelopes.  `out` needs room for what each holds besides prefix, nonce and tag;
+ * out_offsets (count + 1, from 0) packs what was opened; and results[i] is UPSEAL_OK, or, with
+ * an empty record, UPSEAL_EFORGED (also if too short or too long to be one), or UPSEAL_OTHER if
+ * it does not begin with `prefix`: then it is of another session, and nothing was tried. */
 UPSEAL_MUST_CHECK upseal_status upseal_open_envelopes(
-    upseal_work *work, const upseal_key *key, size_t prefix_len, const uint8_t *aad,
-    size_t aad_len, const uint8_t *values, size_t values_len, const int64_t *offsets,
-    size_t count, int padded, uint8_t *out, size_t out_len, int64_t *out_offsets,
-    int8_t *results);
+    upseal_work *work, const upseal_key *key, const uint8_t *prefix, size_t prefix_len,
+    const uint8_t *aad, size_t aad_len, const uint8_t *values, size_t values_len,
+    const int64_t *offsets, size_t count, int padded, uint8_t *out, size_t out_len,
+    int64_t *out_offsets, int8_t *results);
 
 /* The same for one envelope: the report's length (at most out_len), or an upseal_status. */
 UPSEAL_MUST_CHECK int64_t upseal_open_envelope(
@@ -150,8 +152,7 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_batch(
 UPSEAL_MUST_CHECK upseal_status upseal_batch_offsets(
     const uint8_t *table, size_t count, int padded, int64_t *offsets);
 
-/* Opens records first .. first + count of a batch: sealed record i is
- * records[offsets[i] .. offsets[i+1]).  All or none: on failure the whole of `out` and
+/* Opens records first .. first + count of a batch: the sealed records are packed as above.  All or none: on failure the whole of `out` and
  * `out_offsets` is zero.  `out` needs offsets[count] - offsets[0] - 16 * count bytes. */
 UPSEAL_MUST_CHECK upseal_status upseal_open_batch(
     upseal_work *work, const upseal_key *key, const uint8_t nonce[24], uint32_t first,
@@ -185,6 +186,10 @@ void upseal_wipe(void *data, size_t len);
 
 /* 1 if equal, 0 if not, in time that depends on `len` alone. */
 UPSEAL_MUST_CHECK int upseal_equal(const uint8_t *a, const uint8_t *b, size_t len);
+
+/* Asks the system for large pages behind memory that is about to be written for the first time:
+ * faulting small ones in can cost more than sealing into them.  Only ever a matter of speed. */
+void upseal_large_pages(void *data, size_t len);
 
 /* Arrow's 32-bit offsets as 64-bit ones. */
 void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out);

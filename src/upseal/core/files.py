@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -283,6 +282,8 @@ def _regular_size(file: Any) -> int | None:
 
 def _at_start(file: Any) -> bool:
     """Whether pieces may be written to an empty file in any order: not where writes append."""
+    import fcntl  # not on Windows, where nothing gets here: it has no pread
+
     appends = fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
     return bool(file.tell() == 0) and os.fstat(file.fileno()).st_size == 0 and not appends
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Sequence
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from upseal.core import header as headers
 from upseal.core.batch import Batch
@@ -14,7 +14,7 @@ from upseal.core.bodies import Kind, check_envelope, parse_batch, read_kind
 from upseal.core.header import Header
 from upseal.core.session import SessionKeys, open_session
 from upseal.engine import resolve
-from upseal.engine.records import Packed, as_bytes, pack, packed, split, view
+from upseal.engine.records import Listed, Packed, as_bytes, pack, packed, split, view
 from upseal.engine.types import Buffer, Engine
 from upseal.errors import OpenError, UnknownRecipient
 
@@ -38,13 +38,36 @@ class KeyOpener(Protocol):
         """The 32-byte session secret, or any exception."""
 
 
+_KeySet: TypeAlias = dict[tuple[int, bytes], KeyOpener]
+
+
 class _Known(NamedTuple):
     """A session whose commitment held."""
 
-    header: bytes
     keys: SessionKeys
     opened_by: tuple[int, bytes]
     """Suite and id of the key that unwrapped it."""
+
+
+class _Route(NamedTuple):
+    """How to open envelopes that begin with ``prefix``."""
+
+    prefix: bytes
+    """Header and kind."""
+    kind: bytes
+    padded: bool
+    key: Any
+    """The engine's."""
+    key_set: _KeySet
+    """The opener's keys when this was found: void once they change."""
+
+    def error(self, envelope: Buffer) -> OpenError:
+        """Why an envelope of this route does not open."""
+        try:
+            check_envelope(len(memoryview(envelope)), len(self.prefix) - 1, self.padded)
+        except OpenError as error:
+            return error
+        return OpenError()
 
 
 class Opener:
@@ -66,12 +89,11 @@ class Opener:
     ) -> None:
         if cache < 0:
             raise ValueError(f"the cache cannot hold {cache} sessions")
-        self._keys: dict[tuple[int, bytes], KeyOpener] = {}
+        self._keys: _KeySet = {}
         self._cache_size = cache
         self._cache: dict[bytes, _Known] = {}
         self._lock = threading.Lock()
-        # The session opened last, and the set of keys it was opened under.
-        self._last: tuple[_Known, dict[tuple[int, bytes], KeyOpener]] | None = None
+        self._last: _Route | None = None
         self._engine = resolve(engine)
         for key in keys:
             self.add_key(key)
@@ -111,18 +133,13 @@ class Opener:
         Raises:
             OpenError: it is not genuine, or of another context; see `upseal.errors`.
         """
-        data = as_bytes(envelope, "an envelope")
-        known = self._remembered(data)
-        header = known.header if known else headers.parse(data).raw
-        at = len(header)
-        kind = read_kind(data, at, "envelope")
-        check_envelope(len(data), at, kind.padded)
-        keys = known.keys if known else self._session(header)
-        report = self._engine.open_envelope(
-            keys.report, at + 1, data[at : at + 1] + as_bytes(context, "context"), data, kind.padded
-        )
+        data = envelope if type(envelope) is bytes else as_bytes(envelope, "an envelope")
+        if type(context) is not bytes:
+            context = as_bytes(context, "context")
+        prefix, kind, padded, key, _ = route = self._route(data)
+        report = self._engine.open_envelope(key, len(prefix), kind + context, data, padded)
         if report is None:
-            raise OpenError
+            raise route.error(data)
         return report
 
     def open_many(
@@ -132,44 +149,63 @@ class Opener:
 
         Envelopes of one session are opened together, wherever they stand.
         """
-        results: list[bytes | OpenError] = [OpenError()] * len(envelopes)
-        groups: dict[tuple[bytes, Kind], list[int]] = {}
-        sessions: dict[bytes, SessionKeys | OpenError] = {}
-        blobs = [as_bytes(envelope, "an envelope") for envelope in envelopes]
-        header = None
-        for i, data in enumerate(blobs):
-            try:
-                if header is None or not data.startswith(header):
-                    header = headers.parse(data).raw
-                at = len(header)
-                kind = read_kind(data, at, "envelope")
-                check_envelope(len(data), at, kind.padded)
-            except OpenError as error:
-                results[i], header = error, None
-                continue
-            groups.setdefault((header, kind), []).append(i)
+        listed = Listed(envelopes)
         aad_end = as_bytes(context, "context")
-        for (header, kind), places in groups.items():
+        results: list[bytes | OpenError] = [OpenError()] * listed.total
+        places: Sequence[int] = range(listed.total)
+        # Mostly all are of one session. What is not is sorted by session, and opened so.
+        if listed.total:
             try:
-                if header not in sessions:
-                    sessions[header] = self._session(header)
+                route = self._route(listed.reports[0])
             except OpenError as error:
-                sessions[header] = error
-            keys = sessions[header]
-            if isinstance(keys, OpenError):
-                for i in places:
-                    results[i] = keys
-                continue
-            opened, bad = self._engine.open_envelopes(
-                keys.report,
-                len(header) + 1,
-                bytes([kind]) + aad_end,
-                pack([blobs[i] for i in places]),
-                kind.padded,
-            )
-            for i, report, status in zip(places, split(opened), bad, strict=True):
-                results[i] = OpenError() if status else report
+                results[0] = error
+            else:
+                places = self._open_listed(route, listed, aad_end, places, results)
+        sorted_: dict[bytes, tuple[Header, Kind, list[int]]] = {}
+        for i in places:
+            try:
+                header, kind = _front(listed.reports[i])
+                sorted_.setdefault(header.raw + bytes([kind]), (header, kind, []))[2].append(i)
+            except OpenError as error:
+                results[i] = error
+        for header, kind, members in sorted_.values():
+            group = Listed([listed.reports[i] for i in members])
+            try:
+                self._open_listed(self._route_of(header, kind), group, aad_end, members, results)
+            except OpenError as error:
+                for i in members:
+                    results[i] = error
         return results
+
+    def _open_listed(
+        self,
+        route: _Route,
+        envelopes: Listed,
+        aad_end: bytes,
+        places: Sequence[int],
+        results: list[bytes | OpenError],
+    ) -> list[int]:
+        """Opens by this route what it can, into ``results``; the places of all others."""
+        others = []
+        prefix, kind, padded, key, _ = route
+        at = 0
+        for opened, status in self._engine.open_envelopes(
+            key, prefix, kind + aad_end, envelopes, padded
+        ):
+            reports: list[bytes | OpenError] = split(opened)  # type: ignore[assignment]
+            if status.count(0) < len(status):
+                for i, bad in enumerate(status):
+                    if bad == 1:
+                        others.append(places[at + i])
+                    elif bad:
+                        reports[i] = route.error(envelopes.reports[at + i])
+            if isinstance(places, range):
+                results[at : at + len(reports)] = reports
+            else:
+                for place, report in zip(places[at:], reports, strict=False):
+                    results[place] = report
+            at += len(reports)
+        return others
 
     def open_many_packed(
         self, values: Buffer, offsets: Buffer, context: Buffer = b""
@@ -203,11 +239,11 @@ class Opener:
 
     def _open_batch(self, batch: Buffer, context: Buffer) -> Packed:
         data = view(batch, "a batch")
-        header = headers.parse(data).raw
-        at = len(header)
+        header = headers.parse(data)
+        at = len(header.raw)
         kind = read_kind(data, at, "batch")
         nonce, count, table, records = parse_batch(data, at, kind.padded)
-        keys = self._session(header)
+        keys = self._session_of(header)
         aad = bytes([kind]) + bytes(4) + count.to_bytes(4, "big") + as_bytes(context, "context")
         opened = self._engine.open_batch(keys.batch, nonce, aad, table, records, kind.padded)
         if opened is None:
@@ -228,30 +264,32 @@ class Opener:
 
     # -- sessions --------------------------------------------------------------
 
-    def _remembered(self, data: bytes) -> _Known | None:
-        """The session opened last, if this blob is of it: most are."""
+    def _route(self, data: Buffer) -> _Route:
+        """How to open this envelope: as the last one, mostly."""
         last = self._last
-        if last is not None and last[1] is self._keys and data.startswith(last[0].header):
-            return last[0]
-        return None
+        if (
+            last is not None
+            and data[: len(last.prefix)] == last.prefix
+            and last.key_set is self._keys
+        ):
+            return last
+        return self._route_of(*_front(data))
 
-    def _session(self, raw: bytes) -> SessionKeys:
-        """The keys for the header ``raw``, from memory or by a public-key operation."""
-        return self._session_of(headers.parse(raw))
+    def _route_of(self, header: Header, kind: Kind) -> _Route:
+        key_set = self._keys
+        keys = self._session_of(header)
+        mark = bytes([kind])
+        route = _Route(header.raw + mark, mark, kind.padded, keys.report, key_set)
+        if self._cache_size:
+            self._last = route
+        return route
 
     def _session_of(self, header: Header) -> SessionKeys:
-        keys = self._keys
         digest = hashlib.sha256(header.raw).digest()
-        known = self._cache.get(digest)
-        if known is None:
-            known = self._first_contact(header, keys, digest)
-        if self._cache_size:
-            self._last = (known, keys)
+        known = self._cache.get(digest) or self._first_contact(header, self._keys, digest)
         return known.keys
 
-    def _first_contact(
-        self, header: Header, keys: dict[tuple[int, bytes], KeyOpener], digest: bytes
-    ) -> _Known:
+    def _first_contact(self, header: Header, keys: _KeySet, digest: bytes) -> _Known:
         ours = next((e for e in header.entries if (e.suite, e.key_id) in keys), None)
         if ours is None:
             raise UnknownRecipient([(int(e.suite), e.key_id) for e in header.entries])
@@ -261,7 +299,7 @@ class Opener:
         except Exception:  # whatever an HSM may raise: only the commitment is seen to fail
             secret = None
         session = open_session(self._engine, header, secret)
-        known = _Known(header.raw, session, which)
+        known = _Known(session, which)
         if self._cache_size:
             with self._lock:
                 if which in self._keys:  # not removed meanwhile
@@ -272,3 +310,12 @@ class Opener:
 
     def __repr__(self) -> str:
         return f"<Opener with keys {', '.join(k.hex() for k in self.key_ids)}>"
+
+
+def _front(envelope: Buffer) -> tuple[Header, Kind]:
+    """The public part of an envelope, checked."""
+    header = headers.parse(envelope)
+    at = len(header.raw)
+    kind = read_kind(envelope, at, "envelope")
+    check_envelope(len(envelope), at, kind.padded)
+    return header, kind

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import urandom
 from typing import IO, TYPE_CHECKING
 
 from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, Kind
@@ -14,7 +14,7 @@ from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
 from upseal.engine import default_cipher, resolve
-from upseal.engine.records import Packed, as_bytes, pack, packed, split
+from upseal.engine.records import Listed, Packed, Reports, as_bytes, packed, split
 from upseal.engine.types import NONCE, Buffer, Engine
 
 if TYPE_CHECKING:
@@ -90,14 +90,17 @@ class Sealer:
         Raises:
             ValueError: the report is too long.
         """
+        if type(report) is not bytes:
+            report = as_bytes(report, "a report")
+        if type(context) is not bytes:
+            context = as_bytes(context, "context")
         session = self._take(1)
-        kind = self._envelope_kind
         return self._engine.seal_envelope(
             session.keys.report,
-            os.urandom(NONCE),
-            session.header + kind,
-            kind + as_bytes(context, "context"),
-            as_bytes(report, "a report"),
+            urandom(NONCE),
+            session.envelope_prefix,
+            self._envelope_kind + context,
+            report,
             self._padded,
         )
 
@@ -107,7 +110,10 @@ class Sealer:
         Raises:
             ValueError: a report is longer than 16 MiB.
         """
-        return split(self._envelopes(pack(reports), context)) if len(reports) else []
+        sealed = []
+        for group in self._envelopes(Listed(reports), context):
+            sealed += split(group)
+        return sealed
 
     def seal_many_packed(
         self, values: Buffer, offsets: Buffer, context: Buffer = b""
@@ -122,10 +128,9 @@ class Sealer:
         Returns:
             The envelopes behind one another, and their int64 offsets.
         """
-        reports = packed(values, offsets)
-        if not reports.total:
-            return memoryview(b""), memoryview(bytes(8)).cast("q")
-        return tuple(self._envelopes(reports, context))  # type: ignore[return-value]
+        for envelopes in self._envelopes(packed(values, offsets), context):
+            return envelopes.values, envelopes.offsets
+        return memoryview(b""), memoryview(bytes(8)).cast("q")
 
     def seal_batch(self, reports: Sequence[Buffer], context: Buffer = b"") -> bytes:
         """1 to 2^20 reports as one batch: none can be moved, dropped or added unseen.
@@ -133,7 +138,7 @@ class Sealer:
         Raises:
             ValueError: no reports, too many, one over 16 MiB, or over 1 GiB in all.
         """
-        return self._batch(pack(reports), context)
+        return self._batch(Listed(reports), context)
 
     def seal_packed(self, values: Buffer, offsets: Buffer, context: Buffer = b"") -> bytes:
         """As `seal_batch`, from Arrow's layout: ``values``, and int32 or int64 ``offsets``."""
@@ -146,28 +151,30 @@ class Sealer:
         session = self._take(1)
         return SealingWriter(fileobj, session.header, session.keys, as_bytes(context, "context"))
 
-    def _envelopes(self, reports: Packed, context: Buffer) -> Packed:
+    def _envelopes(self, reports: Reports, context: Buffer) -> Iterable[Packed]:
+        if not reports.total:
+            return ()
         if reports.total > BATCH_MAX:
             raise ValueError(f"{reports.total} reports in one call, allowed are 2^20")
         session = self._take(reports.total)
         kind = self._envelope_kind
         return self._engine.seal_envelopes(
             session.keys.report,
-            os.urandom(NONCE),
-            session.header + kind,
+            urandom(NONCE),
+            session.envelope_prefix,
             kind + as_bytes(context, "context"),
             reports,
             self._padded,
         )
 
-    def _batch(self, reports: Packed, context: Buffer) -> bytes:
+    def _batch(self, reports: Reports, context: Buffer) -> bytes:
         if not 1 <= reports.total <= BATCH_MAX:
             raise ValueError(f"a batch has 1 to 2^20 reports, not {reports.total}")
         if reports.offsets[reports.total] - reports.offsets[0] > BATCH_BYTES_MAX:
             raise ValueError("the reports of a batch are at most 1 GiB")
         session = self._take(reports.total)
         kind, count = self._batch_kind, reports.total.to_bytes(4, "big")
-        nonce = os.urandom(NONCE)
+        nonce = urandom(NONCE)
         return self._engine.seal_batch(
             session.keys.batch,
             nonce,
@@ -179,17 +186,15 @@ class Sealer:
 
     def _take(self, messages: int) -> Session:
         """The session for so many messages, a new one if the present one has no room or is old."""
-        now = seconds()
         with self._lock:
             session = self._session
-            if (
-                session is None
-                or session.used + messages > self.limits.max_messages
-                or now - session.born >= self.limits.max_age
-            ):
-                session = self._session = Session(self._engine, self.cipher, self.recipients)
-            session.used += messages
+            if session is None or session.left < messages or session.ends <= seconds():
+                session = self._session = self._renew()
+            session.left -= messages
             return session
+
+    def _renew(self) -> Session:
+        return Session(self._engine, self.cipher, self.recipients, self.limits, self._envelope_kind)
 
     def __repr__(self) -> str:
         return f"<Sealer {self.cipher} to {', '.join(repr(r) for r in self.recipients)}>"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from hmac import compare_digest
 from typing import Any
 
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from upseal.core import header as headers
 from upseal.core.header import Entry, Header
 from upseal.core.keys import PublicKey
-from upseal.core.options import Cipher
+from upseal.core.options import Cipher, Limits
 from upseal.core.suites import SECRET_LEN
 from upseal.engine.types import Engine
 from upseal.errors import OpenError
@@ -67,18 +67,28 @@ class SessionKeys:
 
 
 class Session:
-    """A sealer's side: a header, its keys, and how much of its life is spent."""
+    """A sealer's side: a header, its keys, and how much of its life is left."""
 
-    def __init__(self, engine: Engine, cipher: Cipher, recipients: Sequence[PublicKey]) -> None:
+    __slots__ = ("ends", "envelope_prefix", "header", "keys", "left")
+
+    def __init__(
+        self,
+        engine: Engine,
+        cipher: Cipher,
+        recipients: Sequence[PublicKey],
+        limits: Limits,
+        envelope_kind: bytes,
+    ) -> None:
         """Makes a random session secret and wraps it for every recipient."""
         secret = os.urandom(SECRET_LEN)
         entries = [Entry(r.suite, r.key_id, r.wrap(secret)) for r in recipients]
         bound = headers.encode(cipher, entries)
         derived = derive(secret, bound)
         self.header = bound + derived[96:]
+        self.envelope_prefix = self.header + envelope_kind
         self.keys = SessionKeys(engine, cipher, derived)
-        self.born = seconds()
-        self.used = 0
+        self.left = limits.max_messages
+        self.ends = seconds() + limits.max_age
 
 
 def open_session(engine: Engine, header: Header, secret: bytes | None) -> SessionKeys:
@@ -101,9 +111,11 @@ def open_session(engine: Engine, header: Header, secret: bytes | None) -> Sessio
     return SessionKeys(engine, header.cipher, derived)
 
 
-def seconds() -> float:
+def _clock() -> Callable[[], float]:
     """Seconds that pass also while the machine sleeps, where it can tell."""
-    try:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (AttributeError, OSError):
-        return time.monotonic()
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    return time.monotonic
+
+
+seconds = _clock()

@@ -5,27 +5,39 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator
+from io import BytesIO
 from typing import Any, NoReturn
 
 from upseal.engine._native import ffi, lib
-from upseal.engine.records import RECORD_MAX, Packed
+from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports
 from upseal.engine.types import CHUNK, NONCE, SEALED_CHUNK, TAG, EngineError
 
 _FRONT = NONCE + TAG
+_GROUP = 256 * 1024
+"""Separate reports are joined in groups of this size: with what comes out they fit the L2 cache."""
+_LARGE = 32 * 1024 * 1024
+"""From here on the C library takes memory from the system and gives it back each time."""
 
 
-class _Workspaces:
-    """Work spaces not in use. Taking one and giving it back are single list operations."""
+class _Workspace:
+    """What one call works with. The buffers are kept: new ones would cost page faults each time."""
+
+    __slots__ = ("joined", "out", "work")
 
     def __init__(self, backend: int) -> None:
-        self.backend = backend
-        self.idle: list[Any] = []
-
-    def new(self) -> Any:
-        work = lib.upseal_work_new(self.backend)
+        work = lib.upseal_work_new(backend)
         if work == ffi.NULL:
             raise EngineError("no memory for a work space of the C core")
-        return ffi.gc(work, lib.upseal_work_free)
+        self.work = ffi.gc(work, lib.upseal_work_free)
+        self.joined = BytesIO()
+        self.out = b""
+
+    def room(self, size: int) -> bytes:
+        """Memory for one group's results, to be copied out of before the next group."""
+        if len(self.out) < size:
+            self.out = bytes(size)
+        return self.out
 
 
 class NativeEngine:
@@ -51,7 +63,9 @@ class NativeEngine:
             text = ffi.string(name).decode()
             if backend in (None, text) and lib.upseal_backend_test(index) == lib.UPSEAL_OK:
                 self.backend = text
-                self._work = _Workspaces(index)
+                self._index = index
+                # Work spaces not in use: taking one and giving it back are single list operations.
+                self._idle: list[_Workspace] = []
                 self._version = ffi.string(lib.upseal_backend_version(index)).decode()
                 return
             tried.append(text)
@@ -80,20 +94,15 @@ class NativeEngine:
         self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
     ) -> bytes:
         """See Engine."""
-        length = len(report)
-        if padded:
-            length = lib.upseal_padded_len(length)
-        out = bytes(len(prefix) + _FRONT + length)
-        idle = self._work.idle
-        try:
-            work = idle.pop()
-        except IndexError:
-            work = self._work.new()
+        length = lib.upseal_padded_len(len(report)) if padded else len(report)
+        size = len(prefix) + _FRONT + length
+        out = b"\0" * size  # as bytes(size), and faster
+        space = self._take()
         status = lib.upseal_seal_envelope(
-            work, key, nonce, prefix, len(prefix), aad, len(aad), report, len(report), padded,
-            out, len(out),
+            space.work, key, nonce, prefix, len(prefix), aad, len(aad), report, len(report), padded,
+            out, size,
         )  # fmt: skip
-        idle.append(work)
+        self._idle.append(space)
         if status:
             _failed(status)
         return out
@@ -106,15 +115,11 @@ class NativeEngine:
         if not 0 <= room <= RECORD_MAX:
             return None
         out = bytes(room)
-        idle = self._work.idle
-        try:
-            work = idle.pop()
-        except IndexError:
-            work = self._work.new()
+        space = self._take()
         status = lib.upseal_open_envelope(
-            work, key, prefix_len, aad, len(aad), envelope, len(envelope), padded, out, room
+            space.work, key, prefix_len, aad, len(aad), envelope, len(envelope), padded, out, room
         )
-        idle.append(work)
+        self._idle.append(space)
         if status == room:
             return out
         if status >= 0:
@@ -123,78 +128,86 @@ class NativeEngine:
         return None
 
     def seal_envelopes(
-        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, reports: Packed, padded: bool
-    ) -> Packed:
+        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, reports: Reports, padded: bool
+    ) -> Iterator[Packed]:
         """See Engine."""
-        values, offsets, count = reports.values, reports.offsets, reports.total
         front = len(prefix) + NONCE
-        with ffi.from_buffer("uint8_t[]", values) as v, ffi.from_buffer("int64_t[]", offsets) as o:
-            out = bytes(_measure(v, o, count, padded) + front * count)
-            work = self._take()
-            status = lib.upseal_seal_envelopes(
-                work, key, nonce, 0, prefix, len(prefix), aad, len(aad), v, len(v), o, count,
-                padded, out, len(out),
-            )  # fmt: skip
-            self._work.idle.append(work)
-        if status:
-            _failed(status)
-        ends, padded_len, extra = (
-            array("q", bytes(8 * (count + 1))),
-            lib.upseal_padded_len,
-            front + TAG,
-        )
-        at = 0
-        starts = offsets.tolist()
-        for i in range(count):
-            length = starts[i + 1] - starts[i]
-            at += (padded_len(length) if padded else length) + extra
-            ends[i + 1] = at
-        return Packed(memoryview(out), memoryview(ends))
+        space = self._take()
+        for start, end in reports.groups(_GROUP, front):
+            count, ends = end - start, array("q", bytes(8 * (end - start + 1)))
+            with (
+                reports.read(start, end, space.joined) as values,
+                ffi.from_buffer("uint8_t[]", values) as v,
+                ffi.from_buffer("int64_t[]", reports.offsets[start : end + 1]) as o,
+                ffi.from_buffer("int64_t[]", ends) as e,
+            ):
+                size = _measure(len(v), o, count, padded) + front * count
+                out = space.room(size) if isinstance(reports, Listed) else _new_bytes(size)
+                status = lib.upseal_seal_envelopes(
+                    space.work, key, nonce, start, prefix, len(prefix), aad, len(aad), v, len(v),
+                    o, count, padded, out, size, e,
+                )  # fmt: skip
+            if status:
+                _failed(status)
+            yield Packed(memoryview(out), memoryview(ends))
+        self._idle.append(space)
 
     def open_envelopes(
-        self, key: Any, prefix_len: int, aad: bytes, envelopes: Packed, padded: bool
-    ) -> tuple[Packed, memoryview]:
+        self, key: Any, prefix: bytes, aad: bytes, envelopes: Reports, padded: bool
+    ) -> Iterator[tuple[Packed, bytes]]:
         """See Engine."""
-        values, offsets, count = envelopes.values, envelopes.offsets, envelopes.total
-        out = bytes(max(0, offsets[count] - offsets[0]))
-        ends, results = array("q", bytes(8 * (count + 1))), bytearray(count)
-        with (
-            ffi.from_buffer("uint8_t[]", values) as v,
-            ffi.from_buffer("int64_t[]", offsets) as o,
-            ffi.from_buffer("int64_t[]", ends) as e,
-            ffi.from_buffer("int8_t[]", results) as r,
-        ):
-            work = self._take()
-            status = lib.upseal_open_envelopes(
-                work, key, prefix_len, aad, len(aad), v, len(v), o, count, padded, out, len(out),
-                e, r,
-            )  # fmt: skip
-            self._work.idle.append(work)
-        if status:
-            _failed(status)
-        return Packed(memoryview(out)[: ends[count]], memoryview(ends)), memoryview(results)
+        space = self._take()
+        for start, end in envelopes.groups(_GROUP):
+            count, ends = end - start, array("q", bytes(8 * (end - start + 1)))
+            results = bytearray(count)
+            with (
+                envelopes.read(start, end, space.joined) as values,
+                ffi.from_buffer("uint8_t[]", values) as v,
+                ffi.from_buffer("int64_t[]", envelopes.offsets[start : end + 1]) as o,
+                ffi.from_buffer("int64_t[]", ends) as e,
+                ffi.from_buffer("int8_t[]", results) as r,
+            ):
+                size = len(v)
+                out = space.room(size) if isinstance(envelopes, Listed) else _new_bytes(size)
+                status = lib.upseal_open_envelopes(
+                    space.work, key, prefix, len(prefix), aad, len(aad), v, size, o, count, padded,
+                    out, size, e, r,
+                )  # fmt: skip
+            if status:
+                _failed(status)
+            yield Packed(memoryview(out), memoryview(ends)), bytes(results)
+            if isinstance(envelopes, Listed):
+                lib.upseal_wipe(ffi.from_buffer("uint8_t[]", out), ends[count])
+        self._idle.append(space)
 
     def seal_batch(
-        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Packed, padded: bool
+        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
     ) -> bytes:
         """See Engine."""
-        count, start = reports.total, len(head)
-        with (
-            ffi.from_buffer("uint8_t[]", reports.values) as v,
-            ffi.from_buffer("int64_t[]", reports.offsets) as o,
-        ):
-            sealed = _measure(v, o, count, padded)
-            out = bytes(start + 4 * count + sealed)
-            target = ffi.from_buffer("uint8_t[]", out)
-            ffi.memmove(target, head, start)
-            work = self._take()
-            status = lib.upseal_seal_batch(
-                work, key, nonce, 0, ffi.new("uint8_t[]", aad), len(aad), v, len(v), o, count,
-                padded, target + start, target + start + 4 * count, sealed,
-            )  # fmt: skip
-            self._work.idle.append(work)
-        if status:
-            _failed(status)
+        total, start = reports.total, len(head)
+        with ffi.from_buffer("int64_t[]", reports.offsets) as o:
+            sealed = _measure(max(0, o[total] - o[0]), o, total, padded)
+        out = _new_bytes(start + 4 * total + sealed)
+        target = ffi.from_buffer("uint8_t[]", out)
+        ffi.memmove(target, head, start)
+        table, at = target + start, target + start + 4 * total
+        mutable_aad = ffi.new("uint8_t[]", aad)
+        space = self._take()
+        for first, end in reports.groups(_GROUP):
+            with (
+                reports.read(first, end, space.joined) as values,
+                ffi.from_buffer("uint8_t[]", values) as v,
+                ffi.from_buffer("int64_t[]", reports.offsets[first : end + 1]) as o,
+            ):
+                room = _measure(len(v), o, end - first, padded)
+                status = lib.upseal_seal_batch(
+                    space.work, key, nonce, first, mutable_aad, len(aad), v, len(v), o,
+                    end - first, padded, table + 4 * first, at, room,
+                )  # fmt: skip
+            if status:
+                _failed(status)
+            at += room
+        self._idle.append(space)
         return out
 
     def open_batch(
@@ -208,8 +221,8 @@ class NativeEngine:
     ) -> Packed | None:
         """See Engine."""
         count = len(table) // 4
-        sealed_ends, ends = array("q", bytes(8 * (count + 1))), array("q", bytes(8 * (count + 1)))
-        out = bytes(len(records) - TAG * count)
+        sealed_ends, ends = array("q", bytes(8 * count + 8)), array("q", bytes(8 * count + 8))
+        out = _new_bytes(len(records) - TAG * count)
         with (
             ffi.from_buffer("uint8_t[]", table) as t,
             ffi.from_buffer("uint8_t[]", records) as r,
@@ -218,16 +231,18 @@ class NativeEngine:
         ):
             if lib.upseal_batch_offsets(t, count, padded, s) or sealed_ends[count] != len(records):
                 return None
-            work = self._take()
+            space = self._take()
             status = lib.upseal_open_batch(
-                work, key, nonce, 0, ffi.new("uint8_t[]", aad), len(aad), r, len(r), s, count,
+                space.work, key, nonce, 0, ffi.new("uint8_t[]", aad), len(aad), r, len(r), s, count,
                 padded, out, len(out), e,
             )  # fmt: skip
-            self._work.idle.append(work)
+            self._idle.append(space)
         if status:
             _check_forged(status)
             return None
-        return Packed(memoryview(out)[: ends[count]], memoryview(ends))
+        return Packed(
+            memoryview(out)[: ends[count]] if padded else memoryview(out), memoryview(ends)
+        )
 
     # -- chunks ----------------------------------------------------------------
 
@@ -236,9 +251,9 @@ class NativeEngine:
     ) -> None:
         """See Engine."""
         with ffi.from_buffer("uint8_t[]", data) as d, ffi.from_buffer("uint8_t[]", out, True) as o:
-            work = self._take()
-            status = lib.upseal_seal_chunks(work, key, first, last, d, len(d), o, len(o))
-            self._work.idle.append(work)
+            space = self._take()
+            status = lib.upseal_seal_chunks(space.work, key, first, last, d, len(d), o, len(o))
+            self._idle.append(space)
         if status:
             _failed(status)
 
@@ -248,20 +263,22 @@ class NativeEngine:
         """See Engine."""
         opened = ffi.new("size_t *")
         with ffi.from_buffer("uint8_t[]", data) as d, ffi.from_buffer("uint8_t[]", out, True) as o:
-            work = self._take()
-            status = lib.upseal_open_chunks(work, key, first, last, d, len(d), o, len(o), opened)
-            self._work.idle.append(work)
+            space = self._take()
+            status = lib.upseal_open_chunks(
+                space.work, key, first, last, d, len(d), o, len(o), opened
+            )
+            self._idle.append(space)
             if status == lib.UPSEAL_EFORGED:
                 lib.upseal_wipe(o, len(o))
         if status:
             _check_forged(status)
         return not status
 
-    def _take(self) -> Any:
+    def _take(self) -> _Workspace:
         try:
-            return self._work.idle.pop()
+            return self._idle.pop()
         except IndexError:
-            return self._work.new()
+            return _Workspace(self._index)
 
 
 def backends() -> list[tuple[str, str, bool]]:
@@ -282,11 +299,21 @@ def cpu_has_aes() -> bool:
     return bool(lib.upseal_cpu_has_aes())
 
 
-def _measure(values: Any, offsets: Any, count: int, padded: bool) -> int:
+def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:
+    """Sealed length of these records, whose values are ``size`` bytes."""
     total = ffi.new("uint64_t *")
-    if lib.upseal_records_measure(len(values), offsets, count, padded, total):
+    if lib.upseal_records_measure(size, offsets, count, padded, total):
         raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
     return int(total[0])
+
+
+def _new_bytes(size: int) -> bytes:
+    """Bytes to be written by C before anybody sees them."""
+    if size < _LARGE:
+        return bytes(size)
+    out = bytes(size)  # fresh from the system, and not yet touched
+    lib.upseal_large_pages(ffi.from_buffer("uint8_t[]", out), size)
+    return out
 
 
 def _check_forged(status: int) -> None:

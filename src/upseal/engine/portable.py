@@ -7,7 +7,7 @@ A product, not only a test: this is what runs where no compiler was at hand.
 from __future__ import annotations
 
 import struct
-from array import array
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from upseal.engine.padding import pad, padded_len, unpad
-from upseal.engine.records import RECORD_MAX, Packed
+from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, as_bytes, pack, split
 from upseal.engine.types import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, SEALED_CHUNK, TAG
 
 
@@ -134,26 +134,31 @@ class PortableEngine:
         nonce: bytes,
         prefix: bytes,
         aad: bytes,
-        reports: Packed,
+        reports: Reports,
         padded: bool,
-    ) -> Packed:
+    ) -> Iterator[Packed]:
         """See Engine."""
-        sealed = [
-            self.seal_envelope(key, _xor(nonce, i), prefix, aad, report, padded)
-            for i, report in enumerate(_each(reports))
-        ]
-        return _packed(sealed)
+        yield pack(
+            [
+                self.seal_envelope(key, _xor(nonce, i), prefix, aad, report, padded)
+                for i, report in enumerate(_each(reports))
+            ]
+        )
 
     def open_envelopes(
-        self, key: _RecordKey, prefix_len: int, aad: bytes, envelopes: Packed, padded: bool
-    ) -> tuple[Packed, memoryview]:
+        self, key: _RecordKey, prefix: bytes, aad: bytes, envelopes: Reports, padded: bool
+    ) -> Iterator[tuple[Packed, bytes]]:
         """See Engine."""
-        opened = [self.open_envelope(key, prefix_len, aad, e, padded) for e in _each(envelopes)]
-        results = bytes(255 if report is None else 0 for report in opened)
-        return _packed([report or b"" for report in opened]), memoryview(results)
+        opened, results, size = [], bytearray(), len(prefix)
+        for envelope in _each(envelopes):
+            ours = envelope.startswith(prefix)
+            report = self.open_envelope(key, size, aad, envelope, padded) if ours else None
+            opened.append(report or b"")
+            results.append(0 if report is not None else 255 if ours else 1)
+        yield pack(opened), bytes(results)
 
     def seal_batch(
-        self, key: _RecordKey, nonce: bytes, head: bytes, aad: bytes, reports: Packed, padded: bool
+        self, key: _RecordKey, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
     ) -> bytes:
         """See Engine."""
         kind, rest = aad[:1], aad[5:]
@@ -185,7 +190,7 @@ class PortableEngine:
                 return None
             reports.append(report)
             at += length
-        return _packed(reports)
+        return pack(reports)
 
     # -- chunks ----------------------------------------------------------------
 
@@ -239,16 +244,9 @@ def _xor(nonce: bytes, index: int) -> bytes:
     return nonce[:20] + (int.from_bytes(nonce[20:], "big") ^ index).to_bytes(4, "big")
 
 
-def _each(records: Packed) -> list[bytes]:
-    ends = records.offsets.tolist()
-    if ends[0] < 0 or ends[-1] > len(records.values) or any(map(int.__gt__, ends, ends[1:])):
+def _each(records: Reports) -> list[bytes]:
+    if isinstance(records, Listed):
+        return [as_bytes(report, "a report") for report in records.reports]
+    if any(a > b for a, b in pairwise(records.offsets)):
         raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
-    return [bytes(records.values[a:b]) for a, b in pairwise(ends)]
-
-
-def _packed(records: list[bytes]) -> Packed:
-    offsets, end = array("q", [0]), 0
-    for record in records:
-        end += len(record)
-        offsets.append(end)
-    return Packed(memoryview(b"".join(records)), memoryview(offsets))
+    return split(records)

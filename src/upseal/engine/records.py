@@ -8,9 +8,11 @@ offsets   0, end of report 0, end of report 1, ...  int64, one more than there a
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from itertools import accumulate, pairwise
+from typing import NamedTuple, TypeAlias
 
 from upseal.engine.types import Buffer
 
@@ -24,12 +26,21 @@ class Packed(NamedTuple):
     values: memoryview
     """Format ``B``, contiguous."""
     offsets: memoryview
-    """Format ``q``, contiguous: report i is ``values[offsets[i]:offsets[i + 1]]``."""
+    """Format ``q``, contiguous: report i is bytes ``offsets[i] - offsets[0]`` to
+    ``offsets[i + 1] - offsets[0]`` of ``values``."""
 
     @property
     def total(self) -> int:
         """How many reports."""
         return len(self.offsets) - 1
+
+    def groups(self, size: int, each: int = 0) -> Iterator[tuple[int, int]]:
+        """All of them at once: nothing needs joining."""
+        yield 0, self.total
+
+    def read(self, start: int, end: int, into: BytesIO) -> memoryview:
+        """The values: they lie in memory as they are needed."""
+        return self.values[:]
 
 
 def view(data: Buffer, what: str) -> memoryview:
@@ -52,20 +63,58 @@ def as_bytes(data: Buffer, what: str) -> bytes:
     return data if type(data) is bytes else bytes(view(data, what))
 
 
+_PLAIN = {bytes, bytearray}  # of these len() is the size
+
+
+class Listed:
+    """Reports as separate objects, joined group by group: never all of them at once."""
+
+    __slots__ = ("offsets", "reports", "total")
+
+    def __init__(self, reports: Sequence[Buffer]) -> None:
+        """Takes bytes and other buffers.
+
+        Raises:
+            TypeError: one of them is none.
+        """
+        if isinstance(reports, (bytes, bytearray, memoryview, str)):
+            raise TypeError("expected a sequence of reports, not a single one")
+        if not _PLAIN.issuperset(map(type, reports)):
+            reports = [view(report, "a report") for report in reports]
+        self.reports = reports
+        self.total = len(reports)
+        self.offsets = memoryview(array("q", accumulate(map(len, reports), initial=0)))
+
+    def groups(self, size: int, each: int = 0) -> Iterator[tuple[int, int]]:
+        """Neighbours of about ``size`` bytes together, ``each`` their number: (from, to)."""
+        start, most = 0, max(1, size // max(each, 64))
+        while start < self.total:
+            high = min(self.total, start + most)
+            end = bisect_right(self.offsets, self.offsets[start] + size, start + 1, high + 1) - 1
+            end = max(end, start + 1)
+            yield start, end
+            start = end
+
+    def read(self, start: int, end: int, into: BytesIO) -> memoryview:
+        """Reports ``start`` to ``end`` behind one another, in the buffer given.
+
+        The caller keeps that: new memory each time would cost more than the sealing.
+        """
+        into.seek(0)
+        into.writelines(self.reports[start:end])
+        size = self.offsets[end] - self.offsets[start]
+        if into.tell() != size:
+            raise ValueError("a report changed its size while it was read")
+        return into.getbuffer()[:size]
+
+
+Reports: TypeAlias = "Packed | Listed"
+
+
 def pack(reports: Sequence[Buffer]) -> Packed:
     """Copies separate reports into one buffer."""
-    if isinstance(reports, (bytes, bytearray, memoryview, str)):
-        raise TypeError("expected a sequence of reports, not a single one")
-    plain = [r if type(r) is bytes else view(r, "a report") for r in reports]
-    values = b"".join(plain)
-    offsets = array("q", bytes(8 * (len(plain) + 1)))
-    end = 0
-    for i, report in enumerate(plain, 1):
-        end += len(report)
-        offsets[i] = end
-    if end != len(values):
-        raise ValueError("a report changed its size while it was read")
-    return Packed(memoryview(values), memoryview(offsets))
+    listed = Listed(reports)
+    return Packed(memoryview(b"".join(listed.reports)), listed.offsets)
 
 
 def packed(values: Buffer, offsets: Buffer) -> Packed:
@@ -84,16 +133,18 @@ def packed(values: Buffer, offsets: Buffer) -> Packed:
         raise ValueError("offsets must have one entry more than there are reports")
     if table.itemsize == 4:
         table = memoryview(array("q", table.cast("B").cast("i")))
-    return Packed(view(values, "values"), table.cast("B").cast("q"))
+    table, flat = table.cast("B").cast("q"), view(values, "values")
+    if not 0 <= table[0] <= table[-1] <= len(flat):
+        raise ValueError("offsets leave the values")
+    return Packed(flat[table[0] :], table)
 
 
 def split(records: Packed) -> list[bytes]:
     """Each report as bytes of its own."""
-    values, offsets = records
-    whole = (
-        values.obj if isinstance(values.obj, bytes) and len(values.obj) == len(values) else values
-    )
-    ends = offsets.tolist()
-    if isinstance(whole, bytes):
+    values, ends = records.values, records.offsets.tolist()
+    if ends[0]:
+        ends = [end - ends[0] for end in ends]
+    whole = values.obj
+    if isinstance(whole, bytes) and len(whole) == len(values):  # slicing bytes is the fastest
         return [whole[a:b] for a, b in pairwise(ends)]
-    return [bytes(whole[a:b]) for a, b in pairwise(ends)]
+    return [bytes(values[a:b]) for a, b in pairwise(ends)]

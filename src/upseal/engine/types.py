@@ -11,7 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from upseal.engine.records import Packed
+    from collections.abc import Iterable
+
+    from upseal.engine.records import Packed, Reports
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -61,17 +63,24 @@ class Engine(Protocol):
         """The report, if the envelope is genuine."""
 
     def seal_envelopes(
-        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, reports: Packed, padded: bool
-    ) -> Packed:
-        """An envelope for each report, number i under ``nonce XOR i``; at most 2^20."""
+        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, reports: Reports, padded: bool
+    ) -> Iterable[Packed]:
+        """An envelope for each report, number i under ``nonce XOR i``; at most 2^20.
+
+        They come group by group, as they are made; a group is good until the next is asked for.
+        """
 
     def open_envelopes(
-        self, key: Any, prefix_len: int, aad: bytes, envelopes: Packed, padded: bool
-    ) -> tuple[Packed, memoryview]:
-        """The reports, and for each 0 if it is genuine (else the report is empty)."""
+        self, key: Any, prefix: bytes, aad: bytes, envelopes: Reports, padded: bool
+    ) -> Iterable[tuple[Packed, bytes]]:
+        """The reports, group by group as above, and for each a byte: 0 if it is genuine.
+
+        Otherwise the report is empty: 1, the envelope does not begin with ``prefix`` and is of
+        another session or kind; anything else, it is forged.
+        """
 
     def seal_batch(
-        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Packed, padded: bool
+        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
     ) -> bytes:
         """``head | table of sealed lengths | sealed records``.
 
