@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
@@ -55,11 +54,13 @@ def explain(blob: Buffer | IO[bytes]) -> Explanation:
         blob: the data, or a binary file with it; of an upload only the beginning is read, where
             the file can tell its size.
     """
-    if hasattr(blob, "read"):
-        data, size = _read(blob)
-    else:
+    try:
         data = view(blob, "the data")
         size = len(data)
+    except TypeError:
+        if not hasattr(blob, "read"):
+            raise
+        data, size = _read(blob)
     known: dict[str, Any] = {"size": size}
     try:
         header = headers.parse(data)
@@ -106,26 +107,31 @@ def _of_body(data: memoryview, size: int, at: int, kind: Kind) -> dict[str, Any]
 
 
 def _read(file: Any) -> tuple[memoryview, int]:
-    """The file's bytes and their number; of an upload in a seekable file only the front."""
-    front = file.read(_ENOUGH)
-    if not file.seekable():
-        whole = io.BytesIO(front)
-        whole.seek(0, os.SEEK_END)
-        size = len(front)
-        kept = True
-        while more := file.read(_ENOUGH):
-            if kept and not _is_upload(front):
-                whole.write(more)
-            else:
-                kept = False
-            size += len(more)
-        return memoryview(whole.getvalue()), size
-    start = file.tell() - len(front)
-    size = file.seek(0, os.SEEK_END) - start
-    if size > len(front) and not _is_upload(front):
-        file.seek(start)
-        front = file.read()
-    return memoryview(front), size
+    """The file's bytes and their number; of an upload only the front."""
+    front = _read_front(file)
+    size = len(front)
+    upload = _is_upload(front)
+    if file.seekable():
+        start = file.tell() - size
+        size = file.seek(0, os.SEEK_END) - start
+        if size > len(front) and not upload:
+            file.seek(start)
+            front = file.read()
+        return memoryview(front), size
+    kept = [front]
+    while more := file.read(_ENOUGH):
+        size += len(more)
+        if not upload:
+            kept.append(more)
+    return memoryview(b"".join(kept)), size
+
+
+def _read_front(file: Any) -> bytes:
+    """As much as is enough, also where each read gives less."""
+    front = b""
+    while len(front) < _ENOUGH and (more := file.read(_ENOUGH - len(front))):
+        front += more
+    return front
 
 
 def _is_upload(front: bytes) -> bool:

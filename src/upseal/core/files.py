@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -34,6 +34,7 @@ File: TypeAlias = str | os.PathLike[str] | IO[bytes]
 Progress: TypeAlias = Callable[[int, int | None], None]
 
 _MOST_THREADS = 4
+_BUFFERED = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 
 
 def seal_file(
@@ -68,7 +69,7 @@ def seal_file(
     sealer = recipients if isinstance(recipients, Sealer) else Sealer(recipients)
     bound = as_bytes(context, "context")
     report = progress or _silent
-    with _source(source) as reading, _target(target) as writing:
+    with _source(source) as reading, replacing(target) as writing:
         size = _regular_size(reading)
         if size is None or _regular_size(writing) is None or not _at_start(writing):
             with sealer.writer(writing, bound) as writer:
@@ -125,16 +126,16 @@ def open_file(
     with _source(source) as reading:
         sealed = _regular_size(reading)
         if sealed is None or not isinstance(target, (str, os.PathLike)):
-            with opener.reader(reading, bound) as reader, _target(target) as writing:
+            with opener.reader(reading, bound) as reader, replacing(target) as writing:
                 return _copy(reader, writing, reader.size, report)
         offset = reading.tell()
         found = find_upload(reading.read(FRONT_MAX), opener._session_of, bound)
-        size = plain_size(sealed - found.size)
+        size = plain_size(max(0, sealed - found.size))
         if size // CHUNK >= CHUNKS_MAX:
             raise OpenError
         engine, key = found.keys.engine, found.key
 
-        with _target(target) as writing:
+        with replacing(target) as writing:
 
             def open_piece(piece: _Piece) -> None:
                 try:
@@ -174,6 +175,9 @@ class _Piece:
 class _ShortError(OSError):
     """The file ended early."""
 
+    def __init__(self) -> None:
+        super().__init__("the source became shorter while it was read")
+
 
 def _in_pieces(
     size: int, threads: int | None, work: Callable[[_Piece], None], report: Progress
@@ -210,16 +214,29 @@ def _in_pieces(
     if workers == 1:
         run()
         return
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and small files need none
+
     with ThreadPoolExecutor(workers, "upseal") as pool:
-        for future in [pool.submit(run) for _ in range(workers)]:
-            future.result()
+        try:
+            for future in [pool.submit(run) for _ in range(workers)]:
+                future.result()
+        except BaseException:  # an interrupt reaches this thread alone
+            stop = True
+            raise
 
 
 def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
     """Through one buffer, from a reader to a writer."""
     buffer = memoryview(bytearray(PIECE * CHUNK))
     done = 0
-    while count := source.readinto(buffer):
+    while total is None or done < total:
+        count = source.readinto(buffer if total is None else buffer[: total - done])
+        if count is None:  # no end, only nothing yet: what went on here would cut the file off
+            raise BlockingIOError("the source must be a file that blocks until it has data")
+        if not count:
+            if total is not None:
+                raise _ShortError
+            break
         rest = buffer[:count]
         while len(rest):
             written = target.write(rest)
@@ -243,8 +260,11 @@ def _source(source: File) -> Iterator[Any]:
 
 
 @contextmanager
-def _target(target: File) -> Iterator[Any]:
-    """A file to write, under a temporary name until all is well; or the caller's own."""
+def replacing(target: File) -> Iterator[Any]:
+    """A file to write, under a temporary name beside it until the block ends well.
+
+    What is no path is the caller's own file, and handed through.
+    """
     if not isinstance(target, (str, os.PathLike)):
         yield target
         return
@@ -268,15 +288,18 @@ def _target(target: File) -> Iterator[Any]:
 
 
 def _regular_size(file: Any) -> int | None:
-    """Bytes from where the file stands to its end, if it is a regular one with a descriptor."""
+    """Bytes from where the file stands to its end, if its descriptor may be used behind its back.
+
+    It may for plain files of the operating system alone: other objects (of gzip, say) have a
+    descriptor too, but give out something else than what stands there.
+    """
+    raw = file.raw if isinstance(file, _BUFFERED) else file
+    if type(raw) is not io.FileIO or not hasattr(os, "pread"):
+        return None
     try:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or not hasattr(os, "pread"):
-            return None
-        if isinstance(file, SealingWriter):
-            return None
-        return max(0, status.st_size - int(file.tell()))
-    except (OSError, AttributeError, ValueError):
+        status = os.fstat(raw.fileno())
+        return max(0, status.st_size - int(file.tell())) if stat.S_ISREG(status.st_mode) else None
+    except OSError:
         return None
 
 
@@ -292,7 +315,7 @@ def _read_at(descriptor: int, target: memoryview, offset: int) -> None:
     while len(target):
         got = os.preadv(descriptor, [target], offset)
         if not got:
-            raise _ShortError("the source became shorter while it was read")
+            raise _ShortError
         target, offset = target[got:], offset + got
 
 

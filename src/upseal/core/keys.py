@@ -11,6 +11,7 @@ import hashlib
 import re
 from typing import Any, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, rsa, x25519
 from cryptography.hazmat.primitives.hpke import (
@@ -77,7 +78,7 @@ class PublicKey:
         blocks = _pem_blocks(data, b"PUBLIC KEY")
         try:
             return cls(*(serialization.load_pem_public_key(block) for block in blocks))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ValueError(f"no public key for upseal in this PEM: {error}") from error
 
     @classmethod
@@ -92,7 +93,10 @@ class PublicKey:
         """
         from upseal.core.certificates import encryption_key
 
-        return cls(encryption_key(as_bytes(data, "a certificate")))
+        try:
+            return cls(encryption_key(as_bytes(data, "a certificate")))
+        except UnsupportedAlgorithm as error:
+            raise ValueError(f"no public key for upseal in this certificate: {error}") from error
 
     def to_pem(self) -> bytes:
         """SubjectPublicKeyInfo in PEM; two blocks for the hybrid."""
@@ -167,7 +171,10 @@ class PrivateKey:
         """
         blocks = _pem_blocks(data, b"PRIVATE KEY")
         secret = _passphrase(passphrase)
-        return cls(*(serialization.load_pem_private_key(block, secret) for block in blocks))
+        try:
+            return cls(*(serialization.load_pem_private_key(block, secret) for block in blocks))
+        except UnsupportedAlgorithm as error:
+            raise ValueError(f"no private key for upseal in this PEM: {error}") from error
 
     def to_pem(self, passphrase: str | bytes | None = None) -> bytes:
         """PKCS#8 in PEM; encrypted, by the best that ``cryptography`` has, if given a passphrase.

@@ -79,6 +79,7 @@ class OpeningReader(io.RawIOBase):
 
         Raises:
             OpenError: the upload is damaged, forged or cut off, now or earlier.
+            OSError: the file under it failed, now or earlier: nothing is skipped by trying again.
         """
         self._check()
         out = memoryview(target).cast("B")
@@ -89,7 +90,9 @@ class OpeningReader(io.RawIOBase):
                 try:
                     if not self._load():
                         break
-                except OpenError:
+                except Exception as error:
+                    if self._error is None:
+                        self._fail(error)
                     if done:  # what verified is handed out; the next call raises
                         break
                     raise
@@ -170,8 +173,10 @@ class OpeningReader(io.RawIOBase):
             length += self.size % CHUNK - CHUNK
         if self._next != chunk:
             self._file.seek(self._base + chunk * SEALED_CHUNK)
+        self._next = -1  # until all is read, who knows where the file stands
+        got = self._fill(length)
         self._next = chunk + chunks
-        self._open(chunk, last, self._fill(length), length)
+        self._open(chunk, last, got, length)
 
     def _open_next(self) -> bool:
         """Opens the next piece of a pipe."""

@@ -9,13 +9,14 @@ from os import urandom
 from typing import IO, TYPE_CHECKING
 
 from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, Kind
+from upseal.core.forks import renew_in_children
 from upseal.core.header import RECIPIENTS_MAX
 from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
 from upseal.engine import default_cipher, resolve
-from upseal.engine.records import Listed, Packed, Reports, as_bytes, packed, split
-from upseal.engine.types import NONCE, Buffer, Engine
+from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, as_bytes, packed, split
+from upseal.engine.types import NONCE, TAG, Buffer, Engine
 
 if TYPE_CHECKING:
     from upseal.core.writer import SealingWriter
@@ -79,6 +80,12 @@ class Sealer:
         self._batch_kind = bytes([Kind.BATCH | mark])
         self._session: Session | None = None
         self._lock = threading.Lock()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """For the child of a fork: it begins a session of its own, under a lock of its own."""
+        self._lock = threading.Lock()
+        self._session = None
 
     def seal(self, report: Buffer, context: Buffer = b"") -> bytes:
         """One report as an envelope, which opens on its own.
@@ -94,6 +101,8 @@ class Sealer:
             report = as_bytes(report, "a report")
         if type(context) is not bytes:
             context = as_bytes(context, "context")
+        if len(report) > RECORD_MAX - self._padded:
+            raise ValueError("a report is longer than 16 MiB")
         session = self._take(1)
         return self._engine.seal_envelope(
             session.keys.report,
@@ -148,38 +157,43 @@ class Sealer:
         """A file-like object that seals what is written to it, as one upload, into ``fileobj``."""
         from upseal.core.writer import SealingWriter
 
+        bound = as_bytes(context, "context")
         session = self._take(1)
-        return SealingWriter(fileobj, session.header, session.keys, as_bytes(context, "context"))
+        return SealingWriter(fileobj, session.header, session.keys, bound)
 
     def _envelopes(self, reports: Reports, context: Buffer) -> Iterable[Packed]:
         if not reports.total:
             return ()
         if reports.total > BATCH_MAX:
             raise ValueError(f"{reports.total} reports in one call, allowed are 2^20")
-        session = self._take(reports.total)
         kind = self._envelope_kind
+        aad = kind + as_bytes(context, "context")
+        self._engine.measure(reports, self._padded)  # mistakes first: they must spend nothing
+        session = self._take(reports.total)
         return self._engine.seal_envelopes(
             session.keys.report,
             urandom(NONCE),
             session.envelope_prefix,
-            kind + as_bytes(context, "context"),
+            aad,
             reports,
             self._padded,
         )
 
     def _batch(self, reports: Reports, context: Buffer) -> bytes:
-        if not 1 <= reports.total <= BATCH_MAX:
-            raise ValueError(f"a batch has 1 to 2^20 reports, not {reports.total}")
-        if reports.offsets[reports.total] - reports.offsets[0] > BATCH_BYTES_MAX:
-            raise ValueError("the reports of a batch are at most 1 GiB")
-        session = self._take(reports.total)
-        kind, count = self._batch_kind, reports.total.to_bytes(4, "big")
+        total = reports.total
+        if not 1 <= total <= BATCH_MAX:
+            raise ValueError(f"a batch has 1 to 2^20 reports, not {total}")
+        if self._engine.measure(reports, self._padded) - TAG * total > BATCH_BYTES_MAX:
+            raise ValueError("the reports of a batch are at most 1 GiB, padding included")
+        kind, count = self._batch_kind, total.to_bytes(4, "big")
+        aad = kind + bytes(4) + count + as_bytes(context, "context")
+        session = self._take(total)
         nonce = urandom(NONCE)
         return self._engine.seal_batch(
             session.keys.batch,
             nonce,
             session.header + kind + nonce + count,
-            kind + bytes(4) + count + as_bytes(context, "context"),
+            aad,
             reports,
             self._padded,
         )

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from hmac import compare_digest
 from typing import Any
 
@@ -42,22 +42,33 @@ def derive(secret: bytes, bound: bytes) -> bytes:
 
 
 class SessionKeys:
-    """The keys of one session, for one engine. Engine keys are made when they are first used."""
+    """The keys of one session, for one engine."""
+
+    __slots__ = ("_batch", "_derived", "_report", "cipher", "engine")
 
     def __init__(self, engine: Engine, cipher: Cipher, derived: bytes) -> None:
         self.engine = engine
         self.cipher = cipher
         self._derived = derived
+        self._report: Any = None
+        self._batch: Any = None
 
-    @cached_property
+    # Made when first used, without a lock: functools.cached_property has one for all sessions
+    # together, which a forked child may find taken for ever. Making a key twice does no harm.
+
+    @property
     def report(self) -> Any:
         """For envelopes."""
-        return self.engine.record_key(self.cipher, self._derived[:32])
+        if self._report is None:
+            self._report = self.engine.record_key(self.cipher, self._derived[:32])
+        return self._report
 
-    @cached_property
+    @property
     def batch(self) -> Any:
         """For the records of batches."""
-        return self.engine.record_key(self.cipher, self._derived[32:64])
+        if self._batch is None:
+            self._batch = self.engine.record_key(self.cipher, self._derived[32:64])
+        return self._batch
 
     def upload(self, salt: bytes, context: bytes) -> tuple[Any, bytes]:
         """The key of one upload, and its commitment (c2sp.org/chunked-encryption)."""

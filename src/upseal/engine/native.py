@@ -88,6 +88,13 @@ class NativeEngine:
 
     chunk_key = record_key
 
+    def measure(self, reports: Reports, padded: bool) -> int:
+        """See Engine."""
+        offsets = reports.offsets
+        size = max(0, offsets[-1] - offsets[0])
+        with ffi.from_buffer("int64_t[]", offsets) as o:
+            return _measure(size, o, reports.total, padded)
+
     # -- records ---------------------------------------------------------------
 
     def seal_envelope(
@@ -185,9 +192,7 @@ class NativeEngine:
     ) -> bytes:
         """See Engine."""
         total, start = reports.total, len(head)
-        with ffi.from_buffer("int64_t[]", reports.offsets) as o:
-            sealed = _measure(max(0, o[total] - o[0]), o, total, padded)
-        out = _new_bytes(start + 4 * total + sealed)
+        out = _new_bytes(start + 4 * total + self.measure(reports, padded))
         target = ffi.from_buffer("uint8_t[]", out)
         ffi.memmove(target, head, start)
         table, at = target + start, target + start + 4 * total

@@ -18,7 +18,16 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from upseal.engine.padding import pad, padded_len, unpad
-from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, as_bytes, pack, split
+from upseal.engine.records import (
+    RECORD_MAX,
+    Listed,
+    Packed,
+    Reports,
+    as_bytes,
+    check_offsets,
+    pack,
+    split,
+)
 from upseal.engine.types import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, SEALED_CHUNK, TAG
 
 
@@ -109,6 +118,16 @@ class PortableEngine:
         """See Engine."""
         aead = AESGCM if cipher == AES_256_GCM else ChaCha20Poly1305
         return _ChunkKey(aead(material[:32]), material[32:])
+
+    def measure(self, reports: Reports, padded: bool) -> int:
+        """See Engine."""
+        total = 0
+        for start, end in pairwise(reports.offsets):
+            length = padded_len(end - start) if padded else end - start
+            if end < start or length > RECORD_MAX:
+                raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
+            total += length + TAG
+        return total
 
     # -- records ---------------------------------------------------------------
 
@@ -247,6 +266,5 @@ def _xor(nonce: bytes, index: int) -> bytes:
 def _each(records: Reports) -> list[bytes]:
     if isinstance(records, Listed):
         return [as_bytes(report, "a report") for report in records.reports]
-    if any(a > b for a, b in pairwise(records.offsets)):
-        raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
+    check_offsets(records)
     return split(records)

@@ -139,6 +139,16 @@ def packed(values: Buffer, offsets: Buffer) -> Packed:
     return Packed(flat[table[0] :], table)
 
 
+def check_offsets(records: Packed) -> None:
+    """For whoever uses offsets without the C core, which checks them itself.
+
+    Raises:
+        ValueError: they fall.
+    """
+    if any(a > b for a, b in pairwise(records.offsets)):
+        raise ValueError("offsets fall")
+
+
 def split(records: Packed) -> list[bytes]:
     """Each report as bytes of its own."""
     values, ends = records.values, records.offsets.tolist()

@@ -52,6 +52,13 @@ class Engine(Protocol):
     def chunk_key(self, cipher: int, material: bytes) -> Any:
         """A key for chunks, from 44 bytes: the key and the base nonce."""
 
+    def measure(self, reports: Reports, padded: bool) -> int:
+        """Bytes that these reports take when sealed: themselves, their padding and tags.
+
+        Raises:
+            ValueError: one is longer than 16 MiB with its padding, or the offsets are wrong.
+        """
+
     def seal_envelope(
         self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
     ) -> bytes:
