@@ -43,6 +43,7 @@ extern const upseal_backend upseal_backend_ippcp;
 struct upseal_work {
     const upseal_aead *aead[2]; /* by cipher - 1 */
     void *state[2];
+    uint8_t chunk[UPSEAL_CHUNK_LEN]; /* where a chunk waits for its tag to be checked */
 };
 
 struct upseal_key {

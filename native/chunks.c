@@ -78,19 +78,15 @@ upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint6
         goto fail;
     if (out_len < in_len - UPSEAL_TAG_LEN * (whole + (last ? 1 : 0))) goto fail;
     status = UPSEAL_OK;
-    for (size_t i = 0; i < whole && status == UPSEAL_OK; i++) {
+    for (size_t i = 0; i < whole + (last ? 1 : 0) && status == UPSEAL_OK; i++) {
+        const size_t len = i < whole ? UPSEAL_CHUNK_LEN : rest - UPSEAL_TAG_LEN;
         chunk_nonce(key, first + i, iv);
-        status = aead->open(state, iv, NULL, 0, in + i * UPSEAL_SEALED_CHUNK_LEN,
-                            UPSEAL_CHUNK_LEN, out + i * UPSEAL_CHUNK_LEN);
-        if (status == UPSEAL_OK) *opened += UPSEAL_CHUNK_LEN;
-    }
-    if (last && status == UPSEAL_OK) {
-        chunk_nonce(key, first + whole, iv);
-        status = aead->open(state, iv, NULL, 0, in + whole * UPSEAL_SEALED_CHUNK_LEN,
-                            rest - UPSEAL_TAG_LEN, out + whole * UPSEAL_CHUNK_LEN);
-        if (status == UPSEAL_OK) *opened += rest - UPSEAL_TAG_LEN;
+        status = aead->open(state, iv, NULL, 0, in + i * UPSEAL_SEALED_CHUNK_LEN, len, work->chunk);
+        if (status == UPSEAL_OK && len) memcpy(out + *opened, work->chunk, len);
+        if (status == UPSEAL_OK) *opened += len;
     }
     upseal_wipe(iv, sizeof iv);
+    upseal_wipe(work->chunk, sizeof work->chunk);
     if (status == UPSEAL_OK) return UPSEAL_OK;
     if (status != UPSEAL_EFORGED) *opened = 0;
 fail:

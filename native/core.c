@@ -90,6 +90,11 @@ void upseal_large_pages(void *data, size_t len)
 #endif
 }
 
+void upseal_shift_offsets(const int64_t *in, size_t count, int64_t by, int64_t *out)
+{
+    for (size_t i = 0; i < count; i++) out[i] = in[i] + by;
+}
+
 void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out)
 {
     for (size_t i = 0; i < count; i++) out[i] = in[i];
@@ -132,6 +137,7 @@ void upseal_work_free(upseal_work *work)
     if (!work) return;
     for (size_t i = 0; i < 2; i++)
         if (work->state[i]) work->aead[i]->state_free(work->state[i]);
+    upseal_wipe(work, sizeof *work);
     free(work);
 }
 

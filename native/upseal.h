@@ -172,7 +172,8 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_chunks(
     upseal_work *work, const upseal_key *key, uint64_t first, int last, const uint8_t *in,
     size_t in_len, uint8_t *out, size_t out_len);
 
-/* Opens whole chunks, and with `last` the short one at the end, which must be there.
+/* Opens whole chunks, and with `last` the short one at the end, which must be there.  A chunk is
+ * written to `out` only after its tag has been checked, so `out` may be anybody's memory.
  * *opened is how many bytes of `out` hold checked plaintext: on UPSEAL_EFORGED those of
  * the chunks before the first bad one (the rest is zero). */
 UPSEAL_MUST_CHECK upseal_status upseal_open_chunks(
@@ -190,6 +191,9 @@ UPSEAL_MUST_CHECK int upseal_equal(const uint8_t *a, const uint8_t *b, size_t le
 /* Asks the system for large pages behind memory that is about to be written for the first time:
  * faulting small ones in can cost more than sealing into them.  Only ever a matter of speed. */
 void upseal_large_pages(void *data, size_t len);
+
+/* out[i] = in[i] + by: for offsets of a part that are to be those of the whole. */
+void upseal_shift_offsets(const int64_t *in, size_t count, int64_t by, int64_t *out);
 
 /* Arrow's 32-bit offsets as 64-bit ones. */
 void upseal_widen_offsets(const int32_t *in, size_t count, int64_t *out);

@@ -334,17 +334,21 @@ def test_a_file_that_appends_is_appended_to(folder, sealer, opener):
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_progress_goes_up_to_the_whole(folder, sealer, opener, threads):
-    calls = []
+    sealing, opening, piping = [], [], []
     seal_file(
-        folder / "plain", folder / "s", sealer, threads=threads, progress=lambda *a: calls.append(a)
+        folder / "plain",
+        folder / "s",
+        sealer,
+        threads=threads,
+        progress=lambda *a: sealing.append(a),
     )
     open_file(
-        folder / "s", folder / "o", opener, threads=threads, progress=lambda *a: calls.append(a)
+        folder / "s", folder / "o", opener, threads=threads, progress=lambda *a: opening.append(a)
     )
-    open_file(
-        Pipe((folder / "s").read_bytes()), io.BytesIO(), opener, progress=lambda *a: calls.append(a)
-    )
-    for run, total in ((calls[:6], len(DATA)), (calls[6:12], len(DATA)), (calls[12:], None)):
+    pipe = Pipe((folder / "s").read_bytes())
+    open_file(pipe, io.BytesIO(), opener, progress=lambda *a: piping.append(a))
+    for run, total in ((sealing, len(DATA)), (opening, len(DATA)), (piping, None)):
+        assert len(run) > 5
         done = [d for d, _ in run]
         assert done == sorted(done)
         assert done[-1] == len(DATA)
@@ -359,3 +363,26 @@ def test_one_sealer_serves_files_and_reports(folder, sealer, opener):
     assert isinstance(opener, Opener)
     with pytest.raises(OpenError):
         open_file(folder / "s", folder / "o", [key("x25519-b")])
+
+
+class Full(io.RawIOBase):
+    """A target that takes some bytes and then has no room."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if self.room < len(data):
+            raise OSError(28, "no space left")
+        self.room -= len(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("room", [1_000, 600_000, 2_300_000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_target_that_fails_is_an_error_also_from_the_writing_thread(sealer, room, threads):
+    with pytest.raises(OSError, match="no space left"):
+        seal_file(Pipe(DATA), Full(room), sealer, threads=threads)

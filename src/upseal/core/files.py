@@ -25,7 +25,6 @@ from upseal.core.uploads import (
     sealed_size,
     start_upload,
 )
-from upseal.core.writer import SealingWriter
 from upseal.engine.records import as_bytes
 from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
 from upseal.errors import OpenError, Truncated
@@ -56,7 +55,8 @@ def seal_file(
         target: a path, or a binary file to write to.
         recipients: public keys, or a `Sealer` that has them.
         context: bytes that the opener must name as well.
-        threads: None for one a core, up to 4; they help where both ends are regular files.
+        threads: None for one a core, up to 4. Regular files are split between them; with pipes,
+            two are used at most, to read and to write at once.
         progress: called with (bytes sealed, bytes in all or None), never from two threads at once.
 
     Returns:
@@ -72,7 +72,7 @@ def seal_file(
     with _source(source) as reading, replacing(target) as writing:
         size = _regular_size(reading)
         if size is None or _regular_size(writing) is None or not _at_start(writing):
-            with sealer.writer(writing, bound) as writer:
+            with _behind(writing, threads) as out, sealer.writer(out, bound) as writer:
                 return _copy(reading, writer, size, report)
         session = sealer._take(1)
         front, key = start_upload(session.header, session.keys, bound)
@@ -126,8 +126,12 @@ def open_file(
     with _source(source) as reading:
         sealed = _regular_size(reading)
         if sealed is None or not isinstance(target, (str, os.PathLike)):
-            with opener.reader(reading, bound) as reader, replacing(target) as writing:
-                return _copy(reader, writing, reader.size, report)
+            with (
+                opener.reader(reading, bound) as reader,
+                replacing(target) as writing,
+                _behind(writing, threads) as out,
+            ):
+                return _copy(reader, out, reader.size, report)
         offset = reading.tell()
         found = find_upload(reading.read(FRONT_MAX), opener._session_of, bound)
         size = plain_size(max(0, sealed - found.size))
@@ -184,9 +188,7 @@ def _in_pieces(
 ) -> None:
     """Does ``work`` once for every piece, in any order; the first error ends it all."""
     pieces = size // (PIECE * CHUNK) + 1
-    cores = threads if threads is not None else min(_MOST_THREADS, os.cpu_count() or 1)
-    if cores < 1:
-        raise ValueError(f"threads must be at least 1, not {cores}")
+    cores = _thread_count(threads)
     numbers = iter(range(pieces))
     lock = threading.Lock()
     done = 0
@@ -225,6 +227,33 @@ def _in_pieces(
             raise
 
 
+@contextmanager
+def _behind(target: Any, threads: int | None) -> Iterator[Any]:
+    """The target, written to by a second thread if there may be one."""
+    if _thread_count(threads) > 1:
+        from upseal.core.behind import WriteBehind
+
+        with WriteBehind(target) as behind:
+            yield behind
+    else:
+        yield target
+    if hasattr(target, "flush"):
+        target.flush()
+
+
+def _thread_count(threads: int | None) -> int:
+    """How many to use.
+
+    Raises:
+        ValueError: less than one.
+    """
+    if threads is None:
+        return min(_MOST_THREADS, os.cpu_count() or 1)
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    return threads
+
+
 def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
     """Through one buffer, from a reader to a writer."""
     buffer = memoryview(bytearray(PIECE * CHUNK))
@@ -245,8 +274,6 @@ def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
             rest = rest[written:]
         done += count
         report(done, total)
-    if not isinstance(target, SealingWriter):
-        target.flush()
     return done
 
 

@@ -41,8 +41,11 @@ class OpeningReader(io.RawIOBase):
         self._engine, self._key = found.keys.engine, found.key
         self._base += found.size
         self._rest = front[found.size :]  # chunks that came with the front
-        self._next = 0  # chunk that the file stands at
+        self._next = 0  # chunk that a seekable file stands at
         self._ended = False
+        self._readinto: Callable[[memoryview], int | None] = getattr(
+            fileobj, "readinto", None
+        ) or _by_read(fileobj)
         self.size: int | None = None
         """Bytes of plaintext, verified; None while that is not known (a pipe)."""
         if self._seekable:
@@ -85,20 +88,22 @@ class OpeningReader(io.RawIOBase):
         out = memoryview(target).cast("B")
         done = 0
         while done < len(out):
-            held = self._held[self._at - self._start :] if self._at >= self._start else b""
-            if not len(held):
+            if self._start <= self._at < self._start + len(self._held):
+                held = self._held[self._at - self._start :]
+                taken = min(len(held), len(out) - done)
+                out[done : done + taken] = held[:taken]
+            else:
                 try:
-                    if not self._load():
-                        break
+                    loaded = self._load(out[done:])
                 except Exception as error:
                     if self._error is None:
                         self._fail(error)
                     if done:  # what verified is handed out; the next call raises
                         break
                     raise
-                continue
-            taken = min(len(held), len(out) - done)
-            out[done : done + taken] = held[:taken]
+                if loaded is None:
+                    break
+                taken = loaded
             done += taken
             self._at += taken
         return done
@@ -148,25 +153,39 @@ class OpeningReader(io.RawIOBase):
         if self.size // CHUNK >= CHUNKS_MAX:
             raise OpenError
         self._next = -1
-        self._open_at(self.size // CHUNK)
+        last_chunk = self.size // CHUNK
+        opened = self._open_at(last_chunk, 1, self._buffer)
+        self._start, self._held = last_chunk * CHUNK, self._buffer[:opened]
 
-    def _load(self) -> bool:
-        """Opens the piece with the next byte; False at the end."""
+    def _load(self, room: memoryview) -> int | None:
+        """Opens what comes next, straight into ``room`` where whole chunks fit in.
+
+        Returns:
+            Bytes put into ``room``; 0 if they are held instead; None at the end.
+        """
         if self._cut is not None:
             raise self._fail(self._cut)
+        if self._ended or (self.size is not None and self._at >= self.size):
+            return None
+        direct = self._at % CHUNK == 0 and len(room) >= CHUNK
+        chunks = min(PIECE, len(room) // CHUNK) if direct else PIECE
+        out = room if direct else self._buffer
         chunk = self._at // CHUNK
-        if self.size is not None and self._at >= self.size:
-            return False
+        self._held = memoryview(b"")
         if self._seekable:
-            self._open_at(chunk)
-            return True
-        return not self._ended and self._open_next()
+            opened = self._open_at(chunk, chunks, out)
+        else:
+            opened = self._open_next(chunk, chunks, out)
+        if direct:
+            return opened or None
+        self._start, self._held = chunk * CHUNK, out[:opened]
+        return 0 if opened else None
 
-    def _open_at(self, chunk: int) -> None:
-        """Opens the chunk and those behind it that fit a piece, in a seekable file."""
+    def _open_at(self, chunk: int, chunks: int, out: memoryview) -> int:
+        """Opens so many chunks, or up to the end, of a seekable file."""
         assert self.size is not None
         last_chunk = self.size // CHUNK
-        chunks = min(PIECE, last_chunk - chunk + 1)
+        chunks = min(chunks, last_chunk - chunk + 1)
         last = chunk + chunks > last_chunk
         length = chunks * SEALED_CHUNK
         if last:
@@ -174,40 +193,34 @@ class OpeningReader(io.RawIOBase):
         if self._next != chunk:
             self._file.seek(self._base + chunk * SEALED_CHUNK)
         self._next = -1  # until all is read, who knows where the file stands
-        got = self._fill(length)
+        if self._fill(length) != length:
+            raise self._fail(Truncated())
         self._next = chunk + chunks
-        self._open(chunk, last, got, length)
+        return self._open(chunk, last, length, out)
 
-    def _open_next(self) -> bool:
-        """Opens the next piece of a pipe."""
-        chunk = self._next
-        got = self._fill(len(self._sealed))
-        last = got < len(self._sealed)
-        if last and got % SEALED_CHUNK < TAG:
-            whole = got - got % SEALED_CHUNK
-            if whole:  # if one of these is forged, that comes first
-                self._open(chunk, False, whole, whole)
+    def _open_next(self, chunk: int, chunks: int, out: memoryview) -> int:
+        """Opens so many chunks, or up to the end, of a pipe."""
+        length = chunks * SEALED_CHUNK
+        got = self._fill(length)
+        last = got < length
+        whole, rest = divmod(got, SEALED_CHUNK)
+        if last and rest < TAG:
             self._cut = Truncated()
             if not whole:
                 raise self._fail(self._cut)
-            return True
-        self._next += got // SEALED_CHUNK
-        if self._next + last > CHUNKS_MAX:
+            last, got = False, whole * SEALED_CHUNK  # if one of these is forged, that comes first
+        if chunk + whole + last > CHUNKS_MAX:
             raise self._fail(OpenError())
-        self._open(chunk, last, got, got)
+        opened = self._open(chunk, last, got, out)
         if last:
-            self._ended, self.size = True, self._start + len(self._held)
-        return bool(len(self._held))
+            self._ended, self.size = True, chunk * CHUNK + opened
+        return opened
 
-    def _open(self, chunk: int, last: bool, got: int, expected: int) -> None:
-        if got != expected:
-            raise self._fail(Truncated())
-        chunks = got // SEALED_CHUNK + last
-        out = self._buffer[: got - TAG * chunks]
-        self._held = memoryview(b"")
-        if not self._engine.open_chunks(self._key, chunk, last, self._sealed[:got], out):
+    def _open(self, chunk: int, last: bool, got: int, out: memoryview) -> int:
+        size = got - TAG * (got // SEALED_CHUNK + last)
+        if not self._engine.open_chunks(self._key, chunk, last, self._sealed[:got], out[:size]):
             raise self._fail(OpenError())
-        self._start, self._held = chunk * CHUNK, out
+        return size
 
     def _fill(self, length: int) -> int:
         """Reads up to ``length`` sealed bytes; fewer only at the end of the file."""
@@ -216,11 +229,23 @@ class OpeningReader(io.RawIOBase):
         target[:got] = self._rest[:got]
         self._rest = self._rest[got:]
         while got < length:
-            more = self._file.read(length - got)
-            if more is None:
+            count = self._readinto(target[got:])
+            if count is None:
                 raise BlockingIOError("an upload needs a file that blocks until it has data")
-            if not more:
+            if not count:
                 break
-            target[got : got + len(more)] = more
-            got += len(more)
+            got += count
         return got
+
+
+def _by_read(fileobj: IO[bytes]) -> Callable[[memoryview], int | None]:
+    """``readinto`` for files that have only ``read``."""
+
+    def readinto(target: memoryview) -> int | None:
+        data: bytes | None = fileobj.read(len(target))
+        if data is None:
+            return None
+        target[: len(data)] = data
+        return len(data)
+
+    return readinto

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from upseal.engine._native import ffi, lib
@@ -16,6 +19,9 @@ from upseal.engine.types import CHUNK, NONCE, SEALED_CHUNK, TAG, EngineError
 _FRONT = NONCE + TAG
 _GROUP = 256 * 1024
 """Separate reports are joined in groups of this size: with what comes out they fit the L2 cache."""
+_SHARE = 4 * 1024 * 1024
+"""What a thread must have to do before it is worth starting, in bytes."""
+_CORES = min(4, os.cpu_count() or 1)
 _LARGE = 32 * 1024 * 1024
 """From here on the C library takes memory from the system and gives it back each time."""
 
@@ -196,23 +202,27 @@ class NativeEngine:
         target = ffi.from_buffer("uint8_t[]", out)
         ffi.memmove(target, head, start)
         table, at = target + start, target + start + 4 * total
-        mutable_aad = ffi.new("uint8_t[]", aad)
-        space = self._take()
-        for first, end in reports.groups(_GROUP):
+
+        def seal_share(first: int, end: int, out: Any, room: int, space: _Workspace) -> int:
             with (
                 reports.read(first, end, space.joined) as values,
                 ffi.from_buffer("uint8_t[]", values) as v,
                 ffi.from_buffer("int64_t[]", reports.offsets[first : end + 1]) as o,
             ):
-                room = _measure(len(v), o, end - first, padded)
-                status = lib.upseal_seal_batch(
-                    space.work, key, nonce, first, mutable_aad, len(aad), v, len(v), o,
-                    end - first, padded, table + 4 * first, at, room,
+                status: int = lib.upseal_seal_batch(
+                    space.work, key, nonce, first, ffi.new("uint8_t[]", aad), len(aad), v, len(v),
+                    o, end - first, padded, table + 4 * first, out, room,
                 )  # fmt: skip
-            if status:
-                _failed(status)
+                return status
+
+        jobs = []
+        apart = isinstance(reports, Packed)  # lists are joined under the GIL: threads gain nothing
+        for first, end in _shares(reports.offsets) if apart else reports.groups(_GROUP):
+            with ffi.from_buffer("int64_t[]", reports.offsets[first : end + 1]) as o:
+                room = _measure(max(0, o[end - first] - o[0]), o, end - first, padded)
+            jobs.append((first, end, at, room))
             at += room
-        self._idle.append(space)
+        self._run(seal_share, jobs, apart)
         return out
 
     def open_batch(
@@ -234,20 +244,55 @@ class NativeEngine:
             ffi.from_buffer("int64_t[]", sealed_ends) as s,
             ffi.from_buffer("int64_t[]", ends) as e,
         ):
-            if lib.upseal_batch_offsets(t, count, padded, s) or sealed_ends[count] != len(records):
+            if lib.upseal_batch_offsets(t, count, padded, s) or s[count] != len(records):
                 return None
-            space = self._take()
-            status = lib.upseal_open_batch(
-                space.work, key, nonce, 0, ffi.new("uint8_t[]", aad), len(aad), r, len(r), s, count,
-                padded, out, len(out), e,
-            )  # fmt: skip
-            self._idle.append(space)
-        if status:
-            _check_forged(status)
-            return None
+            target = ffi.from_buffer("uint8_t[]", out)
+
+            def open_share(first: int, end: int, space: _Workspace) -> int:
+                start, own = s[first] - TAG * first, ffi.new("int64_t[]", end - first + 1)
+                status: int = lib.upseal_open_batch(
+                    space.work, key, nonce, first, ffi.new("uint8_t[]", aad), len(aad),
+                    r + s[first], s[end] - s[first], s + first, end - first, padded,
+                    target + start, len(out) - start if padded else s[end] - TAG * end - start, own,
+                )  # fmt: skip
+                lib.upseal_shift_offsets(own + 1, end - first, start, e + first + 1)
+                return status
+
+            # How long padded reports are is known only once they are open: one share, then.
+            shares = [(0, count)] if padded else _shares(memoryview(sealed_ends))
+            if not self._run(open_share, shares, True):
+                lib.upseal_wipe(target, len(out))
+                return None
         return Packed(
             memoryview(out)[: ends[count]] if padded else memoryview(out), memoryview(ends)
         )
+
+    def _run(self, work: Callable[..., int], jobs: list[tuple[Any, ...]], apart: bool) -> bool:
+        """Does ``work`` for each job, each in a thread if they go ``apart``.
+
+        Returns:
+            Whether all went well; False for a forgery.
+        """
+        statuses: list[int] = []
+
+        def run(some: list[tuple[Any, ...]]) -> None:
+            space = self._take()
+            for job in some:
+                statuses.append(work(*job, space))
+            self._idle.append(space)
+
+        others = [threading.Thread(target=run, args=([job],)) for job in jobs[1:] if apart]
+        for other in others:
+            other.start()
+        run(jobs[:1] if apart else jobs)
+        for other in others:
+            other.join()
+        for status in statuses:
+            if status:
+                _check_forged(status)
+        if len(statuses) < len(jobs):
+            raise EngineError("a thread ended before its share was done")
+        return not any(statuses)
 
     # -- chunks ----------------------------------------------------------------
 
@@ -302,6 +347,15 @@ def backends() -> list[tuple[str, str, bool]]:
 def cpu_has_aes() -> bool:
     """Whether the CPU has instructions for AES and carry-less multiplication."""
     return bool(lib.upseal_cpu_has_aes())
+
+
+def _shares(offsets: memoryview) -> list[tuple[int, int]]:
+    """Neighbouring records in as many shares as there are cores, if they are worth threads."""
+    count, base = len(offsets) - 1, offsets[0]
+    size = offsets[count] - base
+    number = max(1, min(_CORES, size // _SHARE))
+    marks = [bisect_left(offsets, base + size * i // number) for i in range(number)] + [count]
+    return [(a, b) for a, b in pairwise(marks) if a < b] or [(0, count)]
 
 
 def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:

@@ -39,8 +39,9 @@ class Packed(NamedTuple):
         yield 0, self.total
 
     def read(self, start: int, end: int, into: BytesIO) -> memoryview:
-        """The values: they lie in memory as they are needed."""
-        return self.values[:]
+        """Reports ``start`` to ``end``, where they lie."""
+        base = self.offsets[0]
+        return self.values[self.offsets[start] - base : self.offsets[end] - base]
 
 
 def view(data: Buffer, what: str) -> memoryview:

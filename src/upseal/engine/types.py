@@ -116,4 +116,7 @@ class Engine(Protocol):
     def open_chunks(
         self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
     ) -> bool:
-        """Opens sealed chunks into ``out`` (exactly as long), or says False and leaves zeros."""
+        """Opens sealed chunks into ``out`` (exactly as long), or says False and leaves zeros.
+
+        Nothing is written to ``out`` before its tag has been checked: it may be the caller's.
+        """
