@@ -218,6 +218,8 @@ def assumptions(load: Load, costs: Costs) -> list[str]:
         "Uploads are sealed once, by the agent, and opened once, by the server.",
         "More than one core means one process on each, and a client keeps to its process: "
         "each process has an opener of its own.",
+        "Costs are those of a busy core. One that sleeps between reports pays some times more for "
+        "each, since it wakes up cold: trust small shares only in their magnitude.",
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from upseal.engine.records import RECORD_MAX
 from upseal.engine.types import NONCE, TAG
@@ -31,15 +31,21 @@ class Kind(IntEnum):
     PADDED_ENVELOPE = 0x81
     PADDED_BATCH = 0x82
 
-    @property
-    def padded(self) -> bool:
-        """Whether records are padded."""
-        return self >= 0x80
+    padded: bool
+    """Whether records are padded."""
+    label: str
+    """Envelope, batch or upload."""
+    mark: bytes
+    """The byte itself."""
 
-    @property
-    def label(self) -> str:
-        """Envelope, batch or upload."""
-        return ("envelope", "batch", "upload")[(self & 0x7F) - 1]
+    def __new__(cls, value: int) -> Self:
+        """Attributes, and no properties: every envelope asks for them."""
+        kind = int.__new__(cls, value)
+        kind._value_ = value
+        kind.padded = value >= 0x80
+        kind.label = ("envelope", "batch", "upload")[(value & 0x7F) - 1]
+        kind.mark = bytes([value])
+        return kind
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -95,7 +95,7 @@ def parse(data: bytes | memoryview) -> Header:
         suite = _SUITES.get(code)
         if suite is None:
             raise UnsupportedFormat(f"recipient {number} has the unknown suite {code:#06x}", at)
-        if not suite.wrapped_len_fits(length):
+        if length not in suite.wrapped_len:
             raise OpenError(
                 f"recipient {number}: {length} bytes are no {suite.label} secret", at + 10
             )

@@ -142,7 +142,10 @@ class Opener:
         data = envelope if type(envelope) is bytes else as_bytes(envelope, "an envelope")
         if type(context) is not bytes:
             context = as_bytes(context, "context")
-        prefix, kind, padded, key, _ = route = self._route(data)
+        return self._open_one(self._route(data), data, context)
+
+    def _open_one(self, route: _Route, data: bytes, context: bytes) -> bytes:
+        prefix, kind, padded, key, _ = route
         report = self._engine.open_envelope(key, len(prefix), kind + context, data, padded)
         if report is None:
             raise route.error(data)
@@ -171,13 +174,18 @@ class Opener:
         for i in places:
             try:
                 header, kind = _front(listed.reports[i])
-                sorted_.setdefault(header.raw + bytes([kind]), (header, kind, []))[2].append(i)
+                sorted_.setdefault(header.raw + kind.mark, (header, kind, []))[2].append(i)
             except OpenError as error:
                 results[i] = error
         for header, kind, members in sorted_.values():
-            group = Listed([listed.reports[i] for i in members])
             try:
-                self._open_listed(self._route_of(header, kind), group, aad_end, members, results)
+                route = self._route_of(header, kind)
+                if len(members) == 1:
+                    data = as_bytes(listed.reports[members[0]], "an envelope")
+                    results[members[0]] = self._open_one(route, data, aad_end)
+                else:
+                    group = Listed([listed.reports[i] for i in members])
+                    self._open_listed(route, group, aad_end, members, results)
             except OpenError as error:
                 for i in members:
                     results[i] = error
@@ -296,8 +304,7 @@ class Opener:
     def _route_of(self, header: Header, kind: Kind) -> _Route:
         key_set = self._keys
         keys = self._session_of(header)
-        mark = bytes([kind])
-        route = _Route(header.raw + mark, mark, kind.padded, keys.report, key_set)
+        route = _Route(header.raw + kind.mark, kind.mark, kind.padded, keys.report, key_set)
         if self._cache_size:
             self._last = route
         return route

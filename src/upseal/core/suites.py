@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
@@ -22,6 +22,15 @@ SECRET_LEN = 32
 _INFO = b"upseal/v1 session"
 
 
+_FACTS = {
+    0x0010: ("p256", 113, 113),
+    0x0020: ("x25519", 80, 80),
+    0x647A: ("mlkem768-x25519", 1168, 1168),
+    0xFF01: ("rsa", 256, 512),
+}
+"""Name, and shortest and longest wrapped secret: ``enc || 32 bytes || tag``, or the modulus."""
+
+
 class Suite(IntEnum):
     """Numbers on the wire: the HPKE registry's KEM ids, and one of our own for RSA."""
 
@@ -30,30 +39,25 @@ class Suite(IntEnum):
     MLKEM768_X25519 = 0x647A
     RSA_OAEP = 0xFF01
 
-    @property
-    def label(self) -> str:
-        """The name people read: ``x25519``, ``p256``, ``mlkem768-x25519``, ``rsa``."""
-        return _LABELS[self]
+    label: str
+    """The name people read: ``x25519``, ``p256``, ``mlkem768-x25519``, ``rsa``."""
+    wrapped_len: range
+    """How long a wrapped secret can be, in bytes."""
+
+    def __new__(cls, value: int) -> Self:
+        """Attributes, and no properties: every header asks for them."""
+        suite = int.__new__(cls, value)
+        suite._value_ = value
+        suite.label, shortest, longest = _FACTS[value]
+        suite.wrapped_len = range(shortest, longest + 1)
+        return suite
 
     @property
     def post_quantum(self) -> bool:
         """Whether it holds against a quantum computer."""
         return self is Suite.MLKEM768_X25519
 
-    def wrapped_len_fits(self, length: int) -> bool:
-        """Whether a wrapped secret of that many bytes can be of this suite."""
-        if self is Suite.RSA_OAEP:
-            return 256 <= length <= 512
-        return length == _WRAPPED_LEN[self]
 
-
-_LABELS = {
-    Suite.P256: "p256",
-    Suite.X25519: "x25519",
-    Suite.MLKEM768_X25519: "mlkem768-x25519",
-    Suite.RSA_OAEP: "rsa",
-}
-_WRAPPED_LEN = {Suite.P256: 113, Suite.X25519: 80, Suite.MLKEM768_X25519: 1168}
 _KEMS = {
     Suite.P256: KEM.P256,
     Suite.X25519: KEM.X25519,
