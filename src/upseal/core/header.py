@@ -60,6 +60,20 @@ def encode(cipher: Cipher, entries: list[Entry]) -> bytes:
     return b"".join(out)
 
 
+def size(data: bytes | memoryview) -> int:
+    """How long the header would be if this is one: nothing is checked, and 0 if it is too short.
+
+    For looking up a header that was parsed before: what has the same digest is the same.
+    """
+    at = _FIXED
+    try:
+        for _ in range(data[5]):
+            at += _ENTRY.size + (data[at + 10] << 8 | data[at + 11])
+    except IndexError:
+        return 0
+    return at + COMMITMENT
+
+
 def parse(data: bytes | memoryview) -> Header:
     """Reads the header at the front of ``data``; it accepts exactly what `encode` can write.
 
