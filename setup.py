@@ -21,8 +21,8 @@ class BuildOrGoWithout(build_ext):
             if BUILD == "native":
                 raise
             self.warn(
-                f"upseal: the C core was not built ({error}), so the portable engine is used. For the"
-                " fast one: apt-get install gcc libssl-dev, pip install --no-cache-dir -I upseal"
+                f"upseal: the C core was not built ({error}), so the portable engine is used. For"
+                " the fast one: apt-get install gcc libssl-dev; pip install --no-cache-dir -I ."
             )
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # an earlier build's
             self.extensions.remove(ext)

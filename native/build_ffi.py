@@ -2,7 +2,8 @@
 """Describes the extension ``upseal.engine._native`` to cffi: the header is the only declaration.
 
 The environment may say ``UPSEAL_IPPCP=0`` (leave the ippcp backend out), ``UPSEAL_WERROR=1``
-(warnings are errors) and ``UPSEAL_SANITIZE=1`` (AddressSanitizer and UBSan).
+(warnings are errors), ``UPSEAL_SANITIZE=1`` (AddressSanitizer and UBSan), ``UPSEAL_PROFILE=1``
+(frame pointers and symbols, for perf and py-spy) and ``UPSEAL_PROBES=0`` (no static probes).
 """
 
 import hashlib
@@ -54,7 +55,7 @@ def ippcp() -> tuple[Path, Path] | None:
 
 def builder() -> FFI:
     """The FFI object that setuptools builds from."""
-    sources = ["core.c", "records.c", "chunks.c", "aead_openssl.c"]
+    sources = ["core.c", "selftest.c", "records.c", "chunks.c", "aead_openssl.c"]
     compile_args = [] if sys.platform == "win32" else ["-std=c11", "-O2", "-fvisibility=hidden"]
     link_args: list[str] = []
     macros: list[tuple[str, str]] = []
@@ -73,6 +74,10 @@ def builder() -> FFI:
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         compile_args += [*sanitize, "-fno-omit-frame-pointer", "-g"]
         link_args += sanitize
+    if os.environ.get("UPSEAL_PROFILE") == "1":
+        compile_args += ["-g", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"]
+    if os.environ.get("UPSEAL_PROBES") == "0":
+        macros.append(("UPSEAL_NO_PROBES", "1"))
     ffi = FFI()
     ffi.cdef(declarations())
     ffi.set_source(
@@ -80,7 +85,10 @@ def builder() -> FFI:
         '#include "upseal.h"',
         sources=[f"native/{name}" for name in sources],
         # aead_ippcp.c also where it is not built: what is named here goes into the sdist.
-        depends=["native/upseal.h", "native/aead.h", "native/aead_ippcp.c", "native/build_ffi.py"],
+        depends=[
+            *("native/upseal.h", "native/aead.h", "native/probes.h"),
+            *("native/aead_ippcp.c", "native/build_ffi.py"),
+        ],
         include_dirs=["native"],
         define_macros=macros,
         extra_objects=objects,

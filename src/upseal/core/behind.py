@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from upseal.core.writer import write_all
-from upseal.engine.types import SEALED_CHUNK, Buffer
+from upseal.engine.buffers import Buffer
+from upseal.engine.types import SEALED_CHUNK
 
 _BUFFERS = 4
 _SIZE = 16 * SEALED_CHUNK

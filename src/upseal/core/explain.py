@@ -11,8 +11,8 @@ from upseal.core import header as headers
 from upseal.core.bodies import UPLOAD_FRONT, Kind, check_envelope, parse_batch, read_kind
 from upseal.core.header import Header
 from upseal.core.uploads import plain_size
-from upseal.engine.records import view
-from upseal.engine.types import CHUNK, NONCE, TAG, Buffer
+from upseal.engine.buffers import Buffer, view
+from upseal.engine.types import CHUNK, NONCE, TAG
 from upseal.errors import OpenError, Truncated
 
 _ENOUGH = 1 << 16

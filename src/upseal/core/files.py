@@ -25,8 +25,8 @@ from upseal.core.uploads import (
     sealed_size,
     start_upload,
 )
-from upseal.engine.records import as_bytes
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
+from upseal.engine.buffers import Buffer, as_bytes
+from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.hpke import (
 
 from upseal.core import suites
 from upseal.core.suites import Suite
-from upseal.engine.records import as_bytes
-from upseal.engine.types import Buffer
+from upseal.engine.buffers import Buffer, as_bytes
 
 KINDS = ("x25519", "p256", "mlkem768-x25519", "rsa2048", "rsa3072", "rsa4096")
 """What `PrivateKey.generate` makes."""

@@ -16,8 +16,9 @@ from upseal.core.forks import renew_in_children
 from upseal.core.header import Header
 from upseal.core.session import SessionKeys, open_session
 from upseal.engine import resolve
-from upseal.engine.records import Listed, Packed, as_bytes, check_offsets, pack, packed, split, view
-from upseal.engine.types import Buffer, Engine
+from upseal.engine.buffers import Buffer, as_bytes, view
+from upseal.engine.records import Listed, Packed, check_offsets, pack, packed, split
+from upseal.engine.types import Engine
 from upseal.errors import OpenError, UnknownRecipient
 
 if TYPE_CHECKING:

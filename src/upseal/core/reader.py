@@ -10,7 +10,8 @@ from typing import IO
 from upseal.core.header import Header
 from upseal.core.session import SessionKeys
 from upseal.core.uploads import FRONT_MAX, PIECE, find_upload, plain_size
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
+from upseal.engine.buffers import Buffer
+from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 

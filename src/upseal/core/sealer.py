@@ -15,8 +15,9 @@ from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
 from upseal.engine import default_cipher, resolve
-from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, as_bytes, packed, split
-from upseal.engine.types import NONCE, TAG, Buffer, Engine
+from upseal.engine.buffers import Buffer, as_bytes
+from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, packed, split
+from upseal.engine.types import NONCE, TAG, Engine
 
 if TYPE_CHECKING:
     from upseal.core.writer import SealingWriter

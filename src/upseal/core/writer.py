@@ -9,8 +9,8 @@ from typing import IO
 
 from upseal.core.session import SessionKeys
 from upseal.core.uploads import PIECE, start_upload
-from upseal.engine.records import view
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG, Buffer
+from upseal.engine.buffers import Buffer, view
+from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 
 
 def write_all(fileobj: IO[bytes], data: Buffer) -> None:

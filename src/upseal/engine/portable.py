@@ -17,17 +17,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from upseal.engine.buffers import as_bytes
 from upseal.engine.padding import pad, padded_len, unpad
-from upseal.engine.records import (
-    RECORD_MAX,
-    Listed,
-    Packed,
-    Reports,
-    as_bytes,
-    check_offsets,
-    pack,
-    split,
-)
+from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, check_offsets, pack, split
 from upseal.engine.types import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, SEALED_CHUNK, TAG
 
 

@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeAlias
 
-from upseal.engine.types import Buffer
+from upseal.engine.buffers import Buffer, view
 
 RECORD_MAX = 1 << 24
 """Longest report, in bytes, with its padding."""
@@ -42,26 +42,6 @@ class Packed(NamedTuple):
         """Reports ``start`` to ``end``, where they lie."""
         base = self.offsets[0]
         return self.values[self.offsets[start] - base : self.offsets[end] - base]
-
-
-def view(data: Buffer, what: str) -> memoryview:
-    """``data`` as contiguous bytes, without copying it."""
-    try:
-        flat = memoryview(data)
-        return (
-            flat if flat.format == "B" and flat.ndim == 1 and flat.c_contiguous else flat.cast("B")
-        )
-    except TypeError as error:
-        if isinstance(data, memoryview):
-            raise ValueError(f"{what} must be contiguous") from error
-        raise TypeError(
-            f"{what} must be bytes or another buffer, not {type(data).__name__}"
-        ) from None
-
-
-def as_bytes(data: Buffer, what: str) -> bytes:
-    """``data`` itself if it is bytes, else a copy."""
-    return data if type(data) is bytes else bytes(view(data, what))
 
 
 _PLAIN = {bytes, bytearray}  # of these len() is the size

@@ -7,18 +7,12 @@ no file. Two of them give the same bytes: ``native`` (C) and ``portable`` (no C 
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from upseal.engine.records import Packed, Reports
-
-if sys.version_info >= (3, 12):
-    from collections.abc import Buffer
-else:
-    Buffer = Any
 
 AES_256_GCM = 1
 CHACHA20_POLY1305 = 2
