@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo setup lint ctest pytest dist portable asan-python cross-arm64 clean
+.PHONY: help test demo setup lint ctest pytest bench bench-full dist portable asan-python cross-arm64 clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -44,10 +44,16 @@ setup: .venv/core ## the environment in .venv, with the C core built into it
 	touch $@
 
 SETTINGS := $(if $(filter default,$(origin CC)),,$(CC)) $(CFLAGS) build=$(UPSEAL_BUILD) \
-	ippcp=$(UPSEAL_IPPCP) werror=$(UPSEAL_WERROR) sanitize=$(UPSEAL_SANITIZE)
+	ippcp=$(UPSEAL_IPPCP) werror=$(UPSEAL_WERROR) sanitize=$(UPSEAL_SANITIZE) \
+	profile=$(UPSEAL_PROFILE) probes=$(UPSEAL_PROBES)
 .venv/build-settings: .venv/tools FORCE
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 FORCE:
+
+.venv/bench-tools: .venv/core
+	$(PIP) install --group bench
+	$(PIP) install --group bench-peers || echo "some peers cannot be installed here: they are left out"
+	touch $@
 
 .venv/dist-tools: .venv/tools
 	$(PIP) install --group build
@@ -65,6 +71,12 @@ ctest: .venv/tools ## the C core's own tests, under sanitizers
 
 pytest: .venv/core ## the Python tests; PYTEST='-k name' chooses
 	$(BIN)/python -m pytest $(PYTEST)
+
+bench: .venv/bench-tools ## benchmarks, in under three minutes: .benchmarks/results/report.html
+	$(BIN)/python benchmarks/run.py
+
+bench-full: .venv/bench-tools ## all of them, about an hour; let nothing else run meanwhile
+	$(BIN)/python benchmarks/run.py --full
 
 dist: .venv/dist-tools ## sdist and wheel in dist/, audited and tried
 	scripts/dist $(BIN)/python

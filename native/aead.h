@@ -27,7 +27,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    int (*usable)(void);
+    int (*usable)(void); /* also makes the library ready: once, in upseal_backend_test */
     const char *(*version)(void);
     const upseal_aead *aes;
     const upseal_aead *chacha;
@@ -39,6 +39,8 @@ extern const upseal_aead upseal_chacha_openssl;
 #ifdef UPSEAL_WITH_IPPCP
 extern const upseal_backend upseal_backend_ippcp;
 #endif
+
+const upseal_backend *upseal_backend_at(size_t index); /* NULL past the last */
 
 struct upseal_work {
     const upseal_aead *aead[2]; /* by cipher - 1 */

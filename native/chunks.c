@@ -4,6 +4,7 @@
  * always shorter, chunk k under base nonce XOR k, without AAD.
  */
 #include "aead.h"
+#include "probes.h"
 
 #include <string.h>
 
@@ -33,6 +34,7 @@ upseal_status upseal_seal_chunks(upseal_work *work, const upseal_key *key, uint6
                                  int last, const uint8_t *in, size_t in_len, uint8_t *out,
                                  size_t out_len)
 {
+    UPSEAL_PROBE1(seal_chunks__entry, out_len);
     const upseal_aead *aead;
     void *state;
     uint8_t iv[12];
@@ -55,9 +57,11 @@ upseal_status upseal_seal_chunks(upseal_work *work, const upseal_key *key, uint6
                             rest, out + whole * UPSEAL_SEALED_CHUNK_LEN);
     }
     upseal_wipe(iv, sizeof iv);
-    if (status == UPSEAL_OK) return UPSEAL_OK;
+    if (status == UPSEAL_OK) goto done;
 fail:
     if (out && out_len) memset(out, 0, out_len);
+done:
+    UPSEAL_PROBE1(seal_chunks__return, status);
     return status;
 }
 
@@ -65,6 +69,7 @@ upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint6
                                  int last, const uint8_t *in, size_t in_len, uint8_t *out,
                                  size_t out_len, size_t *opened)
 {
+    UPSEAL_PROBE1(open_chunks__entry, in_len);
     const upseal_aead *aead;
     void *state;
     uint8_t iv[12];
@@ -87,9 +92,11 @@ upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint6
     }
     upseal_wipe(iv, sizeof iv);
     upseal_wipe(work->chunk, sizeof work->chunk);
-    if (status == UPSEAL_OK) return UPSEAL_OK;
+    if (status == UPSEAL_OK) goto done;
     if (status != UPSEAL_EFORGED) *opened = 0;
 fail:
     if (out && out_len) upseal_wipe(out + *opened, out_len - *opened);
+done:
+    UPSEAL_PROBE1(open_chunks__return, status);
     return status;
 }

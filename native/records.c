@@ -3,6 +3,7 @@
  * Sealing and opening many records under one nonce: envelopes and batches.
  */
 #include "aead.h"
+#include "probes.h"
 
 #include <string.h>
 
@@ -174,6 +175,7 @@ upseal_status upseal_seal_envelopes(upseal_work *work, const upseal_key *key,
                                     const int64_t *offsets, size_t count, int padded, uint8_t *out,
                                     size_t out_len, int64_t *out_offsets)
 {
+    UPSEAL_PROBE2(seal_envelopes__entry, count, out_len);
     cipher_state use;
     uint64_t sealed_len;
     uint8_t *at = out;
@@ -198,10 +200,12 @@ upseal_status upseal_seal_envelopes(upseal_work *work, const upseal_key *key,
         at += front + (padded ? upseal_padded_len(len) : len) + UPSEAL_TAG_LEN;
         out_offsets[i + 1] = at - out;
     }
-    if (status == UPSEAL_OK) return UPSEAL_OK;
+    if (status == UPSEAL_OK) goto done;
 fail:
     if (out && out_len) memset(out, 0, out_len);
     if (out_offsets) memset(out_offsets, 0, (count + 1) * sizeof *out_offsets);
+done:
+    UPSEAL_PROBE1(seal_envelopes__return, status);
     return status;
 }
 
@@ -223,8 +227,10 @@ upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key,
                                     const int64_t *offsets, size_t count, int padded, uint8_t *out,
                                     size_t out_len, int64_t *out_offsets, int8_t *results)
 {
+    UPSEAL_PROBE2(open_envelopes__entry, count, values_len);
     cipher_state use;
     const uint8_t *subkey_of = NULL; /* the nonce whose subkey is set */
+    size_t unopened = 0;
     const size_t front = prefix_len + UPSEAL_NONCE_LEN;
     upseal_status status = select_cipher(work, key, &use);
 
@@ -258,13 +264,17 @@ upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key,
             if (status != UPSEAL_OK && status != UPSEAL_EFORGED) goto fail;
             results[i] = (int8_t)status;
         }
+        unopened += results[i] != UPSEAL_OK;
         out_offsets[i + 1] = out_offsets[i] + (int64_t)opened;
     }
-    return UPSEAL_OK;
+    status = UPSEAL_OK; /* of the call: each envelope has its own in results */
+    goto done;
 fail:
     if (out && out_len) upseal_wipe(out, out_len);
     if (out_offsets) memset(out_offsets, 0, (count + 1) * sizeof *out_offsets);
     if (results) memset(results, UPSEAL_EFORGED, count);
+done:
+    UPSEAL_PROBE2(open_envelopes__return, status, unopened);
     return status;
 }
 
@@ -292,6 +302,7 @@ upseal_status upseal_seal_batch(upseal_work *work, const upseal_key *key, const 
                                 size_t count, int padded, uint8_t *table, uint8_t *out,
                                 size_t out_len)
 {
+    UPSEAL_PROBE2(seal_batch__entry, count, out_len);
     cipher_state use;
     uint64_t sealed_len;
     uint8_t *at = out;
@@ -316,10 +327,12 @@ upseal_status upseal_seal_batch(upseal_work *work, const upseal_key *key, const 
                              padded, at);
         at += sealed;
     }
-    if (status == UPSEAL_OK) return UPSEAL_OK;
+    if (status == UPSEAL_OK) goto done;
 fail:
     if (table) memset(table, 0, 4 * count);
     if (out && out_len) memset(out, 0, out_len);
+done:
+    UPSEAL_PROBE1(seal_batch__return, status);
     return status;
 }
 
@@ -345,6 +358,7 @@ upseal_status upseal_open_batch(upseal_work *work, const upseal_key *key, const 
                                 size_t count, int padded, uint8_t *out, size_t out_len,
                                 int64_t *out_offsets)
 {
+    UPSEAL_PROBE2(open_batch__entry, count, records_len);
     cipher_state use;
     upseal_status status = select_cipher(work, key, &use);
 
@@ -370,9 +384,11 @@ upseal_status upseal_open_batch(upseal_work *work, const upseal_key *key, const 
                              out + out_offsets[i], &opened);
         out_offsets[i + 1] = out_offsets[i] + (int64_t)opened;
     }
-    if (status == UPSEAL_OK) return UPSEAL_OK;
+    if (status == UPSEAL_OK) goto done;
 fail:
     if (out && out_len) upseal_wipe(out, out_len);
     if (out_offsets) memset(out_offsets, 0, (count + 1) * sizeof *out_offsets);
+done:
+    UPSEAL_PROBE1(open_batch__return, status);
     return status;
 }

@@ -2,7 +2,7 @@
  *
  * Known answers: what a backend must give before it is used.
  */
-#include "upseal.h"
+#include "aead.h"
 
 #include <string.h>
 
@@ -56,7 +56,8 @@ upseal_status upseal_backend_test(size_t index)
     upseal_status status;
     upseal_work *work;
 
-    if (!upseal_backend_name(index)) return UPSEAL_EARGUMENT;
+    if (!upseal_backend_at(index)) return UPSEAL_EARGUMENT;
+    if (!upseal_backend_at(index)->usable()) return UPSEAL_EBACKEND;
     work = upseal_work_new(index);
     if (!work) return UPSEAL_EBACKEND;
     memset(key, 1, sizeof key);

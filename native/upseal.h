@@ -10,7 +10,7 @@
  *   - Every call that can fail returns an upseal_status: 0 is success, and the
  *     result must be looked at.  After a failure every output is zero over its
  *     whole length.
- *   - Inputs and outputs must not overlap.
+ *   - Inputs and outputs must not overlap.  An input without bytes may be NULL.
  *   - A work space serves one call at a time; any number of them may be in use at
  *     once.  A key is only read, and may be shared by any number of calls.
  *   - Nothing is allocated but in upseal_work_new and upseal_key_new.
@@ -64,7 +64,8 @@ typedef enum {
 const char *upseal_backend_name(size_t index);
 
 /* UPSEAL_OK if the backend can run here and gives the published answers for both
- * ciphers; UPSEAL_EARGUMENT if there is none of that index. */
+ * ciphers; UPSEAL_EARGUMENT if there is none of that index.  Call it once in a process,
+ * from one thread, before anything else of that backend: it also makes it ready. */
 UPSEAL_MUST_CHECK upseal_status upseal_backend_test(size_t index);
 
 /* Version of the library the backend stands on, for people to read. */
@@ -78,7 +79,8 @@ int upseal_cpu_has_aes(void);
 typedef struct upseal_work upseal_work;
 typedef struct upseal_key upseal_key;
 
-/* A work space on the backend of that index; NULL if it cannot be had. */
+/* A work space on the backend of that index, which upseal_backend_test has accepted; NULL if it
+ * cannot be had. */
 upseal_work *upseal_work_new(size_t backend);
 void upseal_work_free(upseal_work *work); /* wipes; NULL is allowed */
 

@@ -26,13 +26,13 @@ from upseal.core.uploads import (
     start_upload,
 )
 from upseal.engine.buffers import Buffer, as_bytes
+from upseal.engine.machine import cores
 from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]
 Progress: TypeAlias = Callable[[int, int | None], None]
 
-_MOST_THREADS = 4
 _BUFFERED = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 
 
@@ -188,7 +188,7 @@ def _in_pieces(
 ) -> None:
     """Does ``work`` once for every piece, in any order; the first error ends it all."""
     pieces = size // (PIECE * CHUNK) + 1
-    cores = _thread_count(threads)
+    most = _thread_count(threads)
     numbers = iter(range(pieces))
     lock = threading.Lock()
     done = 0
@@ -212,7 +212,7 @@ def _in_pieces(
                 stop = True
                 raise
 
-    workers = min(cores, pieces)
+    workers = min(most, pieces)
     if workers == 1:
         run()
         return
@@ -248,7 +248,7 @@ def _thread_count(threads: int | None) -> int:
         ValueError: less than one.
     """
     if threads is None:
-        return min(_MOST_THREADS, os.cpu_count() or 1)
+        return cores()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     return threads

@@ -47,9 +47,10 @@ class SealingWriter(io.RawIOBase):
         self._pid = os.getpid()
         self._failed = False
         self._chunk = 0
-        self._held = bytearray(PIECE * CHUNK)
+        # Made when they are first needed: a small upload is sealed without them.
+        self._held = bytearray()
         self._fill = 0
-        self._out = memoryview(bytearray(PIECE * SEALED_CHUNK))
+        self._out = memoryview(bytearray())
         front, self._key = start_upload(header, keys, context)
         write_all(fileobj, front)
 
@@ -66,23 +67,34 @@ class SealingWriter(io.RawIOBase):
         """
         self._check()
         source = view(data, "what is written")
-        total = len(source)
-        held, room = memoryview(self._held), len(self._held)
+        total, room = len(source), PIECE * CHUNK
         if self._fill:
             taken = min(room - self._fill, total)
-            held[self._fill : self._fill + taken] = source[:taken]
-            self._fill += taken
+            self._hold(source[:taken])
             source = source[taken:]
             if self._fill < room:
                 return total
-            self._seal(held)
+            self._seal(memoryview(self._held))
             self._fill = 0
         while len(source) >= room:  # straight from the caller's memory
             self._seal(source[:room])
             source = source[room:]
-        held[: len(source)] = source
-        self._fill = len(source)
+        self._hold(source)
         return total
+
+    def _hold(self, data: memoryview) -> None:
+        """Keeps what does not fill a piece yet."""
+        end = self._fill + len(data)
+        if end > len(self._held):
+            grown = bytearray(PIECE * CHUNK if end > CHUNK else CHUNK)
+            grown[: self._fill] = memoryview(self._held)[: self._fill]
+            self._wipe()
+            self._held = grown
+        self._held[self._fill : end] = data
+        self._fill = end
+
+    def _wipe(self) -> None:
+        self._held[:] = bytes(len(self._held))
 
     def flush(self) -> None:
         """Writes the full chunks there are. The rest waits: only the last chunk may be short."""
@@ -110,7 +122,7 @@ class SealingWriter(io.RawIOBase):
         """Ends the writer without a last chunk: what it wrote can never be opened as a whole."""
         self._failed = True
         self._fill = 0
-        self._held[:] = bytes(len(self._held))
+        self._wipe()
         super().close()
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -139,7 +151,11 @@ class SealingWriter(io.RawIOBase):
             raise ValueError("an upload is at most 4 PiB")
         first, self._chunk = self._chunk, self._chunk + chunks
         self._failed = True  # until this piece is out: its chunks must never be sealed again
-        out = self._out[: len(data) + TAG * chunks]
+        size = len(data) + TAG * chunks
+        if len(self._out) < size:
+            most = PIECE * SEALED_CHUNK if size > SEALED_CHUNK else SEALED_CHUNK
+            self._out = memoryview(bytearray(most))
+        out = self._out[:size]
         self._engine.seal_chunks(self._key, first, last, data, out)
         write_all(self._file, out)
         self._failed = False

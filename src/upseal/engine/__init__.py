@@ -8,10 +8,10 @@ works. ``UPSEAL_BACKEND`` names the native engine's backend (``ippcp``, ``openss
 from __future__ import annotations
 
 import os
-import platform
 from functools import cache
 from typing import NamedTuple
 
+from upseal.engine.machine import kernel_says_aes
 from upseal.engine.types import AES_256_GCM, CHACHA20_POLY1305, Engine, EngineError
 
 
@@ -67,17 +67,5 @@ def default_cipher() -> int:
 
         fast = cpu_has_aes()
     except ImportError:
-        fast = _cpuinfo_has_aes()
+        fast = kernel_says_aes()
     return AES_256_GCM if fast else CHACHA20_POLY1305
-
-
-def _cpuinfo_has_aes() -> bool:
-    """What the kernel says; where it says nothing (macOS, Windows), today's CPUs have them."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith(("flags", "Features")):
-                    return "aes" in line.split()
-    except OSError:
-        return platform.machine().lower() in ("x86_64", "amd64", "arm64", "aarch64")
-    return False

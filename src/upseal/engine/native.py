@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import threading
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from upseal.engine._native import ffi, lib
+from upseal.engine.machine import cores
+from upseal.engine.memory import Workspace, new_bytes, new_offsets
 from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports
 from upseal.engine.types import CHUNK, NONCE, SEALED_CHUNK, TAG, EngineError
 
@@ -21,29 +21,6 @@ _GROUP = 256 * 1024
 """Separate reports are joined in groups of this size: with what comes out they fit the L2 cache."""
 _SHARE = 4 * 1024 * 1024
 """What a thread must have to do before it is worth starting, in bytes."""
-_CORES = min(4, os.cpu_count() or 1)
-_LARGE = 32 * 1024 * 1024
-"""From here on the C library takes memory from the system and gives it back each time."""
-
-
-class _Workspace:
-    """What one call works with. The buffers are kept: new ones would cost page faults each time."""
-
-    __slots__ = ("joined", "out", "work")
-
-    def __init__(self, backend: int) -> None:
-        work = lib.upseal_work_new(backend)
-        if work == ffi.NULL:
-            raise EngineError("no memory for a work space of the C core")
-        self.work = ffi.gc(work, lib.upseal_work_free)
-        self.joined = BytesIO()
-        self.out = b""
-
-    def room(self, size: int) -> bytes:
-        """Memory for one group's results, to be copied out of before the next group."""
-        if len(self.out) < size:
-            self.out = bytes(size)
-        return self.out
 
 
 class NativeEngine:
@@ -71,7 +48,7 @@ class NativeEngine:
                 self.backend = text
                 self._index = index
                 # Work spaces not in use: taking one and giving it back are single list operations.
-                self._idle: list[_Workspace] = []
+                self._idle: list[Workspace] = []
                 self._version = ffi.string(lib.upseal_backend_version(index)).decode()
                 return
             tried.append(text)
@@ -147,7 +124,7 @@ class NativeEngine:
         front = len(prefix) + NONCE
         space = self._take()
         for start, end in reports.groups(_GROUP, front):
-            count, ends = end - start, array("q", bytes(8 * (end - start + 1)))
+            count, ends = end - start, new_offsets(end - start)
             with (
                 reports.read(start, end, space.joined) as values,
                 ffi.from_buffer("uint8_t[]", values) as v,
@@ -155,7 +132,7 @@ class NativeEngine:
                 ffi.from_buffer("int64_t[]", ends) as e,
             ):
                 size = _measure(len(v), o, count, padded) + front * count
-                out = space.room(size) if isinstance(reports, Listed) else _new_bytes(size)
+                out = space.room(size) if isinstance(reports, Listed) else new_bytes(size)
                 status = lib.upseal_seal_envelopes(
                     space.work, key, nonce, start, prefix, len(prefix), aad, len(aad), v, len(v),
                     o, count, padded, out, size, e,
@@ -171,7 +148,7 @@ class NativeEngine:
         """See Engine."""
         space = self._take()
         for start, end in envelopes.groups(_GROUP):
-            count, ends = end - start, array("q", bytes(8 * (end - start + 1)))
+            count, ends = end - start, new_offsets(end - start)
             results = bytearray(count)
             with (
                 envelopes.read(start, end, space.joined) as values,
@@ -181,7 +158,7 @@ class NativeEngine:
                 ffi.from_buffer("int8_t[]", results) as r,
             ):
                 size = len(v)
-                out = space.room(size) if isinstance(envelopes, Listed) else _new_bytes(size)
+                out = space.room(size) if isinstance(envelopes, Listed) else bytes(size)
                 status = lib.upseal_open_envelopes(
                     space.work, key, prefix, len(prefix), aad, len(aad), v, size, o, count, padded,
                     out, size, e, r,
@@ -198,12 +175,12 @@ class NativeEngine:
     ) -> bytes:
         """See Engine."""
         total, start = reports.total, len(head)
-        out = _new_bytes(start + 4 * total + self.measure(reports, padded))
+        out = new_bytes(start + 4 * total + self.measure(reports, padded))
         target = ffi.from_buffer("uint8_t[]", out)
         ffi.memmove(target, head, start)
         table, at = target + start, target + start + 4 * total
 
-        def seal_share(first: int, end: int, out: Any, room: int, space: _Workspace) -> int:
+        def seal_share(first: int, end: int, out: Any, room: int, space: Workspace) -> int:
             with (
                 reports.read(first, end, space.joined) as values,
                 ffi.from_buffer("uint8_t[]", values) as v,
@@ -236,8 +213,10 @@ class NativeEngine:
     ) -> Packed | None:
         """See Engine."""
         count = len(table) // 4
-        sealed_ends, ends = array("q", bytes(8 * count + 8)), array("q", bytes(8 * count + 8))
-        out = _new_bytes(len(records) - TAG * count)
+        sealed_ends, ends = new_offsets(count), new_offsets(count)
+        room = len(records) - TAG * count
+        # Padding leaves some of it unused: that must not be anything that lay in memory before.
+        out = bytes(room) if padded else new_bytes(room)
         with (
             ffi.from_buffer("uint8_t[]", table) as t,
             ffi.from_buffer("uint8_t[]", records) as r,
@@ -248,7 +227,7 @@ class NativeEngine:
                 return None
             target = ffi.from_buffer("uint8_t[]", out)
 
-            def open_share(first: int, end: int, space: _Workspace) -> int:
+            def open_share(first: int, end: int, space: Workspace) -> int:
                 start, own = s[first] - TAG * first, ffi.new("int64_t[]", end - first + 1)
                 status: int = lib.upseal_open_batch(
                     space.work, key, nonce, first, ffi.new("uint8_t[]", aad), len(aad),
@@ -324,11 +303,11 @@ class NativeEngine:
             _check_forged(status)
         return not status
 
-    def _take(self) -> _Workspace:
+    def _take(self) -> Workspace:
         try:
             return self._idle.pop()
         except IndexError:
-            return _Workspace(self._index)
+            return Workspace(self._index)
 
 
 def backends() -> list[tuple[str, str, bool]]:
@@ -353,7 +332,7 @@ def _shares(offsets: memoryview) -> list[tuple[int, int]]:
     """Neighbouring records in as many shares as there are cores, if they are worth threads."""
     count, base = len(offsets) - 1, offsets[0]
     size = offsets[count] - base
-    number = max(1, min(_CORES, size // _SHARE))
+    number = max(1, min(cores(), size // _SHARE))
     marks = [bisect_left(offsets, base + size * i // number) for i in range(number)] + [count]
     return [(a, b) for a, b in pairwise(marks) if a < b] or [(0, count)]
 
@@ -364,15 +343,6 @@ def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:
     if lib.upseal_records_measure(size, offsets, count, padded, total):
         raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
     return int(total[0])
-
-
-def _new_bytes(size: int) -> bytes:
-    """Bytes to be written by C before anybody sees them."""
-    if size < _LARGE:
-        return bytes(size)
-    out = bytes(size)  # fresh from the system, and not yet touched
-    lib.upseal_large_pages(ffi.from_buffer("uint8_t[]", out), size)
-    return out
 
 
 def _check_forged(status: int) -> None:
