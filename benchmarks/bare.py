@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from upseal.engine.types import CHUNK, NONCE, SEALED_CHUNK, TAG
+from upseal.engine.sizes import CHUNK, NONCE, SEALED_CHUNK, TAG
 
 HOT = 384 * 1024
 """Bytes of records that stay in a core's second-level cache, with what comes out of them."""

@@ -19,7 +19,7 @@ from subjects import MIB, Sink, open_upload, packed, pair, seal_upload
 from timing import Work
 
 from upseal.core.uploads import PIECE
-from upseal.engine.types import CHUNK
+from upseal.engine.sizes import CHUNK
 
 BARE = "bare C, same data in pieces"
 HOT = "bare C, in cache"

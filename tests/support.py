@@ -16,7 +16,8 @@ import pytest
 
 from upseal import Opener, OpenError, PrivateKey, Sealer
 from upseal.engine.records import Listed, split
-from upseal.engine.types import CHUNK, EngineError
+from upseal.engine.sizes import CHUNK
+from upseal.engine.types import EngineError
 
 VECTORS = Path(__file__).parent / "vectors"
 ROOT = VECTORS.parent.parent

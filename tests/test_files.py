@@ -11,7 +11,7 @@ import pytest
 from support import Opener, Pipe, Sealer, key, pattern
 
 from upseal import OpenError, Truncated, open_file, seal_file
-from upseal.engine.types import CHUNK
+from upseal.engine.sizes import CHUNK
 
 PIECE = 32 * CHUNK
 SIZES = [0, 1, CHUNK - 1, CHUNK, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 100]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import Opener, Pipe, Sealer, drain, key, pattern, upload
 
 from upseal import OpenError, Truncated
-from upseal.engine.types import CHUNK, SEALED_CHUNK
+from upseal.engine.sizes import CHUNK, SEALED_CHUNK
 
 PIECE = 32 * CHUNK
 FRONT = 187  # header for one X25519 recipient, kind, salt and commitment

@@ -7,7 +7,7 @@ import pytest
 from support import Pipe, blob, context, drain, open_any, pattern, plaintext, vector
 
 from upseal import OpenError
-from upseal.engine.types import CHUNK
+from upseal.engine.sizes import CHUNK
 
 SMALL = [
     "envelope-worked-example",

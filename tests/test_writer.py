@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import Opener, Sealer, drain, key, pattern, upload, wait_for_children
 
 from upseal import Truncated
-from upseal.engine.types import CHUNK
+from upseal.engine.sizes import CHUNK
 
 PIECE = 32 * CHUNK
 EDGES = sorted({max(0, n * CHUNK + d) for n in (0, 1, 2, 31, 32, 33, 64) for d in (-1, 0, 1)})

@@ -107,7 +107,7 @@ def _open(
     from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, read_kind
     from upseal.core.files import open_file
     from upseal.core.uploads import FRONT_MAX
-    from upseal.engine.types import TAG
+    from upseal.engine.sizes import TAG
 
     start = source.tell() if source.seekable() else None
     front = read_all(source, FRONT_MAX)

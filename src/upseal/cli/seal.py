@@ -154,7 +154,7 @@ def _seal_records(
     """(records, bytes of them, bytes sealed)."""
     from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX
     from upseal.core.writer import write_all
-    from upseal.engine.records import RECORD_MAX
+    from upseal.engine.sizes import RECORD_MAX
 
     if args.report:
         data = read_all(source, RECORD_MAX)

@@ -10,7 +10,7 @@ from typing import IO, Self
 
 from upseal.core.writer import write_all
 from upseal.engine.buffers import Buffer
-from upseal.engine.types import SEALED_CHUNK
+from upseal.engine.sizes import SEALED_CHUNK
 
 _BUFFERS = 4
 _SIZE = 16 * SEALED_CHUNK

@@ -12,7 +12,7 @@ from upseal.core.bodies import UPLOAD_FRONT, Kind, check_envelope, parse_batch, 
 from upseal.core.header import Header
 from upseal.core.uploads import plain_size
 from upseal.engine.buffers import Buffer, view
-from upseal.engine.types import CHUNK, NONCE, TAG
+from upseal.engine.sizes import CHUNK, NONCE, TAG
 from upseal.errors import OpenError, Truncated
 
 _ENOUGH = 1 << 16

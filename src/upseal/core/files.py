@@ -27,7 +27,7 @@ from upseal.core.uploads import (
 )
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.machine import cores
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
+from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]

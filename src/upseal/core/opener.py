@@ -264,20 +264,28 @@ class Opener:
         """
         return Batch(self._open_batch(batch, context))
 
-    def open_packed(self, batch: Buffer, context: Buffer = b"") -> tuple[memoryview, memoryview]:
-        """As `open_batch`, as (values, int64 offsets)."""
-        values, offsets = self._open_batch(batch, context)
+    def open_packed(
+        self, batch: Buffer, context: Buffer = b"", out: bytearray | None = None
+    ) -> tuple[memoryview, memoryview]:
+        """As `open_batch`, as (values, int64 offsets).
+
+        Args:
+            batch: what `Sealer.seal_batch` or `Sealer.seal_packed` gave.
+            context: as it was sealed with.
+            out: where to put the values, as in `Sealer.seal_packed`. After an error it holds zeros.
+        """
+        values, offsets = self._open_batch(batch, context, out)
         return values, offsets
 
-    def _open_batch(self, batch: Buffer, context: Buffer) -> Packed:
+    def _open_batch(self, batch: Buffer, context: Buffer, out: bytearray | None = None) -> Packed:
         data = view(batch, "a batch")
         header = headers.parse(data)
         at = len(header.raw)
         kind = read_kind(data, at, "batch")
-        nonce, count, table, records = parse_batch(data, at, kind.padded)
+        nonce, count, ends, records = parse_batch(data, at, kind.padded, self._engine.sealed_ends)
         keys = self._session_of(header)
         aad = bytes([kind]) + bytes(4) + count.to_bytes(4, "big") + as_bytes(context, "context")
-        opened = self._engine.open_batch(keys.batch, nonce, aad, table, records, kind.padded)
+        opened = self._engine.open_batch(keys.batch, nonce, aad, ends, records, kind.padded, out)
         if opened is None:
             raise OpenError
         return opened

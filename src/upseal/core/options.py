@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from upseal.engine.types import AES_256_GCM, CHACHA20_POLY1305
+from upseal.engine.sizes import AES_256_GCM, CHACHA20_POLY1305
 
 
 class Cipher(IntEnum):

@@ -11,7 +11,7 @@ from upseal.core.header import Header
 from upseal.core.session import SessionKeys
 from upseal.core.uploads import FRONT_MAX, PIECE, find_upload, plain_size
 from upseal.engine.buffers import Buffer
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
+from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 

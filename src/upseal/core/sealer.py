@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from os import urandom
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, overload
 
 from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, Kind
 from upseal.core.forks import renew_in_children
@@ -16,8 +16,9 @@ from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
 from upseal.engine import default_cipher, resolve
 from upseal.engine.buffers import Buffer, as_bytes
-from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, packed, split
-from upseal.engine.types import NONCE, TAG, Engine
+from upseal.engine.records import Listed, Packed, Reports, packed, split
+from upseal.engine.sizes import NONCE, RECORD_MAX, TAG
+from upseal.engine.types import Engine
 
 if TYPE_CHECKING:
     from upseal.core.writer import SealingWriter
@@ -148,11 +149,38 @@ class Sealer:
         Raises:
             ValueError: no reports, too many, one over 16 MiB, or over 1 GiB in all.
         """
-        return self._batch(Listed(reports), context)
+        return self._batch(Listed(reports), context, None)  # type: ignore[return-value]
 
-    def seal_packed(self, values: Buffer, offsets: Buffer, context: Buffer = b"") -> bytes:
-        """As `seal_batch`, from Arrow's layout: ``values``, and int32 or int64 ``offsets``."""
-        return self._batch(packed(values, offsets), context)
+    @overload
+    def seal_packed(
+        self, values: Buffer, offsets: Buffer, context: Buffer = b"", out: None = None
+    ) -> bytes: ...
+
+    @overload
+    def seal_packed(
+        self, values: Buffer, offsets: Buffer, context: Buffer = b"", *, out: bytearray
+    ) -> memoryview: ...
+
+    def seal_packed(
+        self,
+        values: Buffer,
+        offsets: Buffer,
+        context: Buffer = b"",
+        out: bytearray | None = None,
+    ) -> bytes | memoryview:
+        """As `seal_batch`, from Arrow's layout.
+
+        Args:
+            values: the reports behind one another.
+            offsets: int32 or int64, one more than there are reports.
+            context: as in `seal`.
+            out: where to put the batch, made longer if it must be. Using one again and again
+                saves the system the work of finding memory, which is more than the sealing.
+
+        Returns:
+            The batch; with ``out``, a view of it there.
+        """
+        return self._batch(packed(values, offsets), context, out)
 
     def writer(self, fileobj: IO[bytes], context: Buffer = b"") -> SealingWriter:
         """A file-like object that seals what is written to it, as one upload, into ``fileobj``."""
@@ -180,12 +208,16 @@ class Sealer:
             self._padded,
         )
 
-    def _batch(self, reports: Reports, context: Buffer) -> bytes:
+    def _batch(
+        self, reports: Reports, context: Buffer, out: bytearray | None
+    ) -> bytes | memoryview:
         total = reports.total
         if not 1 <= total <= BATCH_MAX:
             raise ValueError(f"a batch has 1 to 2^20 reports, not {total}")
         if self._engine.measure(reports, self._padded) - TAG * total > BATCH_BYTES_MAX:
             raise ValueError("the reports of a batch are at most 1 GiB, padding included")
+        if out is not None and not isinstance(out, bytearray):
+            raise TypeError(f"out must be a bytearray, not {type(out).__name__}")
         kind, count = self._batch_kind, total.to_bytes(4, "big")
         aad = kind + bytes(4) + count + as_bytes(context, "context")
         session = self._take(total)
@@ -197,6 +229,7 @@ class Sealer:
             aad,
             reports,
             self._padded,
+            out,
         )
 
     def _take(self, messages: int) -> Session:

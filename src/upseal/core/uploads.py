@@ -15,7 +15,7 @@ from upseal.core import header as headers
 from upseal.core.bodies import UPLOAD_FRONT, Kind, read_kind
 from upseal.core.header import Header
 from upseal.core.session import SALT, SessionKeys
-from upseal.engine.types import CHUNK, SEALED_CHUNK, TAG
+from upseal.engine.sizes import CHUNK, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
 PIECE = 16

@@ -10,7 +10,7 @@ from typing import IO
 from upseal.core.session import SessionKeys
 from upseal.core.uploads import PIECE, start_upload
 from upseal.engine.buffers import Buffer, view
-from upseal.engine.types import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
+from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 
 
 def write_all(fileobj: IO[bytes], data: Buffer) -> None:

@@ -12,7 +12,8 @@ from functools import cache
 from typing import NamedTuple
 
 from upseal.engine.machine import kernel_says_aes
-from upseal.engine.types import AES_256_GCM, CHACHA20_POLY1305, Engine, EngineError
+from upseal.engine.sizes import AES_256_GCM, CHACHA20_POLY1305
+from upseal.engine.types import Engine, EngineError
 
 
 class Choice(NamedTuple):

@@ -30,3 +30,20 @@ def view(data: Buffer, what: str) -> memoryview:
 def as_bytes(data: Buffer, what: str) -> bytes:
     """``data`` itself if it is bytes, else a copy."""
     return data if type(data) is bytes else bytes(view(data, what))
+
+
+def grown(out: bytearray, size: int) -> memoryview:
+    """The first ``size`` bytes of ``out``, which is made longer if it must be.
+
+    Raises:
+        TypeError: it is no bytearray.
+        ValueError: it would have to grow, and a view of it is still in use.
+    """
+    if not isinstance(out, bytearray):
+        raise TypeError(f"out must be a bytearray, not {type(out).__name__}")
+    if len(out) < size:
+        try:
+            out.extend(bytes(size - len(out)))
+        except BufferError:
+            raise ValueError("out must grow, but what it holds is still in use") from None
+    return memoryview(out)[:size]

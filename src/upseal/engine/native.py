@@ -11,10 +11,12 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from upseal.engine._native import ffi, lib
+from upseal.engine.buffers import grown
 from upseal.engine.machine import cores
 from upseal.engine.memory import Workspace, new_bytes, new_offsets
-from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports
-from upseal.engine.types import CHUNK, NONCE, SEALED_CHUNK, TAG, EngineError
+from upseal.engine.records import Listed, Packed, Reports
+from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
+from upseal.engine.types import EngineError
 
 _FRONT = NONCE + TAG
 _GROUP = 256 * 1024
@@ -171,12 +173,18 @@ class NativeEngine:
         self._idle.append(space)
 
     def seal_batch(
-        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
-    ) -> bytes:
+        self,
+        key: Any,
+        nonce: bytes,
+        head: bytes,
+        aad: bytes,
+        reports: Reports,
+        padded: bool,
+        out: bytearray | None = None,
+    ) -> bytes | memoryview:
         """See Engine."""
         total, start = reports.total, len(head)
-        out = new_bytes(start + 4 * total + self.measure(reports, padded))
-        target = ffi.from_buffer("uint8_t[]", out)
+        made, target = _room(start + 4 * total + self.measure(reports, padded), out)
         ffi.memmove(target, head, start)
         table, at = target + start, target + start + 4 * total
 
@@ -200,51 +208,53 @@ class NativeEngine:
             jobs.append((first, end, at, room))
             at += room
         self._run(seal_share, jobs, apart)
-        return out
+        return made
+
+    def sealed_ends(self, table: memoryview, padded: bool) -> memoryview | None:
+        """See Engine."""
+        count = len(table) // 4
+        ends = new_offsets(count)
+        with ffi.from_buffer("uint8_t[]", table) as t, ffi.from_buffer("int64_t[]", ends) as e:
+            return None if lib.upseal_batch_offsets(t, count, padded, e) else memoryview(ends)
 
     def open_batch(
         self,
         key: Any,
         nonce: bytes,
         aad: bytes,
-        table: memoryview,
+        ends: memoryview,
         records: memoryview,
         padded: bool,
+        out: bytearray | None = None,
     ) -> Packed | None:
         """See Engine."""
-        count = len(table) // 4
-        sealed_ends, ends = new_offsets(count), new_offsets(count)
-        room = len(records) - TAG * count
+        count = len(ends) - 1
+        starts = new_offsets(count)
+        size = len(records) - TAG * count
         # Padding leaves some of it unused: that must not be anything that lay in memory before.
-        out = bytes(room) if padded else new_bytes(room)
+        made, target = _room(size, bytearray(size) if padded and out is None else out)
         with (
-            ffi.from_buffer("uint8_t[]", table) as t,
             ffi.from_buffer("uint8_t[]", records) as r,
-            ffi.from_buffer("int64_t[]", sealed_ends) as s,
-            ffi.from_buffer("int64_t[]", ends) as e,
+            ffi.from_buffer("int64_t[]", ends) as s,
+            ffi.from_buffer("int64_t[]", starts) as e,
         ):
-            if lib.upseal_batch_offsets(t, count, padded, s) or s[count] != len(records):
-                return None
-            target = ffi.from_buffer("uint8_t[]", out)
 
             def open_share(first: int, end: int, space: Workspace) -> int:
                 start, own = s[first] - TAG * first, ffi.new("int64_t[]", end - first + 1)
                 status: int = lib.upseal_open_batch(
                     space.work, key, nonce, first, ffi.new("uint8_t[]", aad), len(aad),
                     r + s[first], s[end] - s[first], s + first, end - first, padded,
-                    target + start, len(out) - start if padded else s[end] - TAG * end - start, own,
+                    target + start, size - start if padded else s[end] - TAG * end - start, own,
                 )  # fmt: skip
                 lib.upseal_shift_offsets(own + 1, end - first, start, e + first + 1)
                 return status
 
             # How long padded reports are is known only once they are open: one share, then.
-            shares = [(0, count)] if padded else _shares(memoryview(sealed_ends))
+            shares = [(0, count)] if padded else _shares(ends)
             if not self._run(open_share, shares, True):
-                lib.upseal_wipe(target, len(out))
+                lib.upseal_wipe(target, size)
                 return None
-        return Packed(
-            memoryview(out)[: ends[count]] if padded else memoryview(out), memoryview(ends)
-        )
+        return Packed(memoryview(made)[: starts[count]], memoryview(starts))
 
     def _run(self, work: Callable[..., int], jobs: list[tuple[Any, ...]], apart: bool) -> bool:
         """Does ``work`` for each job, each in a thread if they go ``apart``.
@@ -335,6 +345,15 @@ def _shares(offsets: memoryview) -> list[tuple[int, int]]:
     number = max(1, min(cores(), size // _SHARE))
     marks = [bisect_left(offsets, base + size * i // number) for i in range(number)] + [count]
     return [(a, b) for a, b in pairwise(marks) if a < b] or [(0, count)]
+
+
+def _room(size: int, out: bytearray | None) -> tuple[bytes | memoryview, Any]:
+    """``size`` bytes to write to, new or in ``out``: for Python, and for C."""
+    if out is None:
+        made = new_bytes(size)
+        return made, ffi.from_buffer("uint8_t[]", made)
+    room = grown(out, size)
+    return room, ffi.from_buffer("uint8_t[]", room)
 
 
 def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:

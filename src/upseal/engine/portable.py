@@ -17,10 +17,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from upseal.engine.buffers import as_bytes
+from upseal.engine.buffers import as_bytes, grown
 from upseal.engine.padding import pad, padded_len, unpad
-from upseal.engine.records import RECORD_MAX, Listed, Packed, Reports, check_offsets, pack, split
-from upseal.engine.types import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, SEALED_CHUNK, TAG
+from upseal.engine.records import Listed, Packed, Reports, check_offsets, pack, sealed_ends, split
+from upseal.engine.sizes import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
 
 
 class _RecordKey(Protocol):
@@ -169,8 +169,15 @@ class PortableEngine:
         yield pack(opened), bytes(results)
 
     def seal_batch(
-        self, key: _RecordKey, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
-    ) -> bytes:
+        self,
+        key: _RecordKey,
+        nonce: bytes,
+        head: bytes,
+        aad: bytes,
+        reports: Reports,
+        padded: bool,
+        out: bytearray | None = None,
+    ) -> bytes | memoryview:
         """See Engine."""
         kind, rest = aad[:1], aad[5:]
         sealed = [
@@ -178,30 +185,35 @@ class PortableEngine:
             for i, report in enumerate(_each(reports))
         ]
         table = struct.pack(f">{len(sealed)}I", *map(len, sealed))
-        return b"".join((head, table, *sealed))
+        return _placed(b"".join((head, table, *sealed)), out)
+
+    def sealed_ends(self, table: memoryview, padded: bool) -> memoryview | None:
+        """See Engine."""
+        return sealed_ends(table, padded)
 
     def open_batch(
         self,
         key: _RecordKey,
         nonce: bytes,
         aad: bytes,
-        table: memoryview,
+        ends: memoryview,
         records: memoryview,
         padded: bool,
+        out: bytearray | None = None,
     ) -> Packed | None:
         """See Engine."""
-        kind, rest, at = aad[:1], aad[5:], 0
+        kind, rest = aad[:1], aad[5:]
         reports = []
-        for i, (length,) in enumerate(struct.iter_unpack(">I", table)):
-            sealed = bytes(records[at : at + length])
+        for i, (start, end) in enumerate(pairwise(ends)):
+            sealed = bytes(records[start:end])
             report = key.open(_xor(nonce, i), kind + i.to_bytes(4, "big") + rest, sealed)
             if padded and report is not None:
                 report = unpad(report)
             if report is None:
                 return None
             reports.append(report)
-            at += length
-        return pack(reports)
+        opened = pack(reports)
+        return Packed(memoryview(_placed(opened.values, out)), opened.offsets)
 
     # -- chunks ----------------------------------------------------------------
 
@@ -236,6 +248,15 @@ class PortableEngine:
             out[:] = bytes(len(out))
             return False
         return True
+
+
+def _placed(data: bytes | memoryview, out: bytearray | None) -> bytes | memoryview:
+    """``data`` itself, or a copy in ``out``."""
+    if out is None:
+        return data
+    room = grown(out, len(data))
+    room[:] = data
+    return room
 
 
 def _check_chunks(first: int, whole: int, rest: int, last: bool) -> None:

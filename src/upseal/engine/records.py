@@ -7,6 +7,7 @@ offsets   0, end of report 0, end of report 1, ...  int64, one more than there a
 
 from __future__ import annotations
 
+import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeAlias
 
 from upseal.engine.buffers import Buffer, view
-
-RECORD_MAX = 1 << 24
-"""Longest report, in bytes, with its padding."""
+from upseal.engine.sizes import RECORD_MAX, TAG
 
 
 class Packed(NamedTuple):
@@ -139,3 +138,15 @@ def split(records: Packed) -> list[bytes]:
     if isinstance(whole, bytes) and len(whole) == len(values):  # slicing bytes is the fastest
         return [whole[a:b] for a, b in pairwise(ends)]
     return [bytes(values[a:b]) for a, b in pairwise(ends)]
+
+
+def sealed_ends(table: memoryview, padded: bool) -> memoryview | None:
+    """Where each sealed record of a batch ends, from the table of their lengths (u32 each).
+
+    Returns:
+        int64, one more than there are records, from 0; None if one is of no possible length.
+    """
+    lengths = struct.unpack(f">{len(table) // 4}I", table)
+    if min(lengths) < TAG + padded or max(lengths) > RECORD_MAX + TAG:
+        return None
+    return memoryview(array("q", accumulate(lengths, initial=0)))

@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 
     from upseal.engine.records import Packed, Reports
 
-AES_256_GCM = 1
-CHACHA20_POLY1305 = 2
-
-TAG = 16
-NONCE = 24
-CHUNK = 16384
-SEALED_CHUNK = CHUNK + TAG
-CHUNKS_MAX = 1 << 38
-
 
 class EngineError(RuntimeError):
     """The engine could not do its work: no memory, or a library refused. Not the data's fault."""
@@ -81,23 +72,34 @@ class Engine(Protocol):
         """
 
     def seal_batch(
-        self, key: Any, nonce: bytes, head: bytes, aad: bytes, reports: Reports, padded: bool
-    ) -> bytes:
-        """``head | table of sealed lengths | sealed records``.
+        self,
+        key: Any,
+        nonce: bytes,
+        head: bytes,
+        aad: bytes,
+        reports: Reports,
+        padded: bool,
+        out: bytearray | None = None,
+    ) -> bytes | memoryview:
+        """``head | table of sealed lengths | sealed records``, in ``out`` if there is one.
 
         ``aad`` is ``kind | 4 bytes | u32 count | context``; a record's index goes into the 4 bytes.
         """
+
+    def sealed_ends(self, table: memoryview, padded: bool) -> memoryview | None:
+        """As `upseal.engine.records.sealed_ends`."""
 
     def open_batch(
         self,
         key: Any,
         nonce: bytes,
         aad: bytes,
-        table: memoryview,
+        ends: memoryview,
         records: memoryview,
         padded: bool,
+        out: bytearray | None = None,
     ) -> Packed | None:
-        """All reports, or None. Lengths in the table were checked by the caller."""
+        """All reports, or None; in ``out`` if there is one. ``ends`` fit the ``records``."""
 
     def seal_chunks(
         self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
