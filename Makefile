@@ -7,7 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo setup lint ctest pytest bench bench-full dist portable asan-python cross-arm64 clean
+.PHONY: help test demo setup lint ctest pytest bench bench-full dist portable asan-python cross-arm64 \
+	profile instructions clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -89,6 +90,12 @@ asan-python: .venv/tools ## the Python tests on a C core built with sanitizers
 
 cross-arm64: ## the C core's tests built for arm64, run by qemu (needs root)
 	scripts/cross-arm64
+
+profile: .venv/tools ## a C core for profilers, in build/profile; WORK=seal draws a flame graph
+	scripts/profile $(BIN)/python $(WORK) $(if $(WORK),$(ENGINE))
+
+instructions: .venv/core ## counts the hot paths' instructions, fails on a rise; UPDATE=1 takes them as right
+	scripts/instructions $(BIN)/python $(if $(UPDATE),--update)
 
 clean: ## removes all that make made
 	rm -rf .venv build dist src/upseal.egg-info src/upseal/engine/_native.c src/upseal/engine/_native*.so \

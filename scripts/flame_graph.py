@@ -53,7 +53,7 @@ def read(path: str) -> dict[str, object]:
         node, last = root, None
         node["count"] += int(count)
         for frame in frames[start + 1 :]:
-            if frame == last:
+            if frame in (last, "?"):
                 continue
             last = frame
             node = node["children"].setdefault(frame, {"count": 0, "children": {}})
@@ -83,8 +83,9 @@ def main() -> None:
     at = 12.0
     for name, colour, _ in LAYERS:
         parts.append(
-            f'<rect x="{at:.0f}" y="34" width="12" height="12" fill="{colour}"/><text x="{at + 17:.0f}"'
-            f' y="44" font-family="sans-serif" fill="#222">{escape(name)}</text>'
+            f'<rect x="{at:.0f}" y="34" width="12" height="12" fill="{colour}"/>'
+            f'<text x="{at + 17:.0f}" y="44" font-family="sans-serif" fill="#222">'
+            f"{escape(name)}</text>"
         )
         at += 32 + 6.1 * len(name)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for a profiler to watch: ``profile_work.py WORK [SECONDS]``, on the engine of UPSEAL_ENGINE."""
+"""Work for a profiler to watch: ``profile_work.py WORK [SECONDS]``."""
 
 from __future__ import annotations
 

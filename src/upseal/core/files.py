@@ -33,6 +33,8 @@ from upseal.errors import OpenError, Truncated
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]
 Progress: TypeAlias = Callable[[int, int | None], None]
 
+_SHARE = 64
+"""Chunks that a thread takes at a time: not few, since threads meet at each call to the system."""
 _BUFFERED = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 
 
@@ -163,14 +165,14 @@ class _Piece:
     __slots__ = ("_plain", "_sealed", "first", "last", "plain", "sealed")
 
     def __init__(self) -> None:
-        self._plain = memoryview(bytearray(PIECE * CHUNK))
-        self._sealed = memoryview(bytearray(PIECE * SEALED_CHUNK))
+        self._plain = memoryview(bytearray(_SHARE * CHUNK))
+        self._sealed = memoryview(bytearray(_SHARE * SEALED_CHUNK))
 
     def move(self, number: int, size: int) -> int:
         """Becomes piece ``number`` of an upload of ``size`` bytes; returns its length."""
-        self.first = number * PIECE
-        length = min(PIECE * CHUNK, size - self.first * CHUNK)
-        self.last = length < PIECE * CHUNK
+        self.first = number * _SHARE
+        length = min(_SHARE * CHUNK, size - self.first * CHUNK)
+        self.last = length < _SHARE * CHUNK
         self.plain = self._plain[:length]
         self.sealed = self._sealed[: length + TAG * (length // CHUNK + self.last)]
         return length
@@ -187,7 +189,7 @@ def _in_pieces(
     size: int, threads: int | None, work: Callable[[_Piece], None], report: Progress
 ) -> None:
     """Does ``work`` once for every piece, in any order; the first error ends it all."""
-    pieces = size // (PIECE * CHUNK) + 1
+    pieces = size // (_SHARE * CHUNK) + 1
     most = _thread_count(threads)
     numbers = iter(range(pieces))
     lock = threading.Lock()

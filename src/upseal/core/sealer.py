@@ -107,7 +107,7 @@ class Sealer:
             raise ValueError("a report is longer than 16 MiB")
         session = self._take(1)
         return self._engine.seal_envelope(
-            session.keys.report,
+            session.report_key,
             urandom(NONCE),
             session.envelope_prefix,
             self._envelope_kind + context,
@@ -200,7 +200,7 @@ class Sealer:
         self._engine.measure(reports, self._padded)  # mistakes first: they must spend nothing
         session = self._take(reports.total)
         return self._engine.seal_envelopes(
-            session.keys.report,
+            session.report_key,
             urandom(NONCE),
             session.envelope_prefix,
             aad,

@@ -80,7 +80,7 @@ class SessionKeys:
 class Session:
     """A sealer's side: a header, its keys, and how much of its life is left."""
 
-    __slots__ = ("ends", "envelope_prefix", "header", "keys", "left")
+    __slots__ = ("ends", "envelope_prefix", "header", "keys", "left", "report_key")
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class Session:
         self.header = bound + derived[96:]
         self.envelope_prefix = self.header + envelope_kind
         self.keys = SessionKeys(engine, cipher, derived)
+        self.report_key = self.keys.report
         self.left = limits.max_messages
         self.ends = seconds() + limits.max_age
 

@@ -18,6 +18,10 @@ from upseal.engine.records import Listed, Packed, Reports
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
 from upseal.engine.types import EngineError
 
+# Of one report each: what stands in the way of these two is felt.
+_seal_envelope = lib.upseal_seal_envelope
+_open_envelope = lib.upseal_open_envelope
+
 _FRONT = NONCE + TAG
 _GROUP = 256 * 1024
 """Separate reports are joined in groups of this size: with what comes out they fit the L2 cache."""
@@ -89,8 +93,11 @@ class NativeEngine:
         length = lib.upseal_padded_len(len(report)) if padded else len(report)
         size = len(prefix) + _FRONT + length
         out = b"\0" * size  # as bytes(size), and faster
-        space = self._take()
-        status = lib.upseal_seal_envelope(
+        try:
+            space = self._idle.pop()
+        except IndexError:
+            space = Workspace(self._index)
+        status = _seal_envelope(
             space.work, key, nonce, prefix, len(prefix), aad, len(aad), report, len(report), padded,
             out, size,
         )  # fmt: skip
@@ -107,8 +114,11 @@ class NativeEngine:
         if not 0 <= room <= RECORD_MAX:
             return None
         out = bytes(room)
-        space = self._take()
-        status = lib.upseal_open_envelope(
+        try:
+            space = self._idle.pop()
+        except IndexError:
+            space = Workspace(self._index)
+        status = _open_envelope(
             space.work, key, prefix_len, aad, len(aad), envelope, len(envelope), padded, out, room
         )
         self._idle.append(space)

@@ -80,6 +80,8 @@ class Listed:
 
         The caller keeps that: new memory each time would cost more than the sealing.
         """
+        if end - start == 1 and type(self.reports[start]) is bytes:
+            return memoryview(self.reports[start])  # alone, and nobody can change it meanwhile
         into.seek(0)
         into.writelines(self.reports[start:end])
         size = self.offsets[end] - self.offsets[start]
