@@ -348,7 +348,7 @@ def test_progress_goes_up_to_the_whole(folder, sealer, opener, threads):
     pipe = Pipe((folder / "s").read_bytes())
     open_file(pipe, io.BytesIO(), opener, progress=lambda *a: piping.append(a))
     for run, total in ((sealing, len(DATA)), (opening, len(DATA)), (piping, None)):
-        assert len(run) > 5
+        assert len(run) > 2
         done = [d for d, _ in run]
         assert done == sorted(done)
         assert done[-1] == len(DATA)
