@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
+from random import Random
 from statistics import median
 from time import perf_counter, perf_counter_ns
 
@@ -74,15 +75,17 @@ def alternate(
     """
     times = {name: Times(work.each, work.note) for name, work in works.items()}
     repeats = {name: _repeats(work.call) for name, work in works.items()}
-    order = list(works)
+    order, shuffle = list(works), Random(1).shuffle
     with quiet():
         end = perf_counter() + budget
         for number in range(rounds):
             for name in order:
                 work, count = works[name], repeats[name]
+                if count > 1:
+                    work.call()  # finds what the one before it left in caches and heap: not timed
                 taken = _time(work.call, count)
                 times[name].rounds.append(taken / (count * work.each))
-            order.append(order.pop(0))  # nobody always comes after the same neighbour
+            shuffle(order)  # nobody always comes after the same neighbour
             if number + 1 >= least and perf_counter() > end:
                 break
     return times
