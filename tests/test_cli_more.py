@@ -433,3 +433,12 @@ def test_temporary_folder_is_named_when_it_cannot_be_made(monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
     assert main(["bench"]) == 4
     assert "temporary folder" in capsys.readouterr().err
+
+
+def test_a_file_with_two_names_is_counted_once_as_tar_does(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(1000))
+    os.link(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "c").write_bytes(bytes(900))
+    monkeypatch.setattr(tree, "_EVERYWHERE", (str(tmp_path),))
+    files, size, _ = tree.choose(1850)
+    assert (len(files), size) == (2, 1900)

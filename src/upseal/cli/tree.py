@@ -28,16 +28,16 @@ def choose(minimum: int) -> tuple[list[str], int, list[str]]:
     """
     files: list[str] = []
     folders: list[str] = []
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()  # of a file with two names, tar keeps the second as a link
     size = 0
     for top in (*_EVERYWHERE, sys.prefix):
         root = os.path.realpath(top)
         if not os.path.isdir(root):
             continue
-        for path, length in _walk(root):
-            if path in seen or size + length > minimum * _LITTLE_OVER:
+        for path, length, inode in _walk(root):
+            if inode in seen or size + length > minimum * _LITTLE_OVER:
                 continue
-            seen.add(path)
+            seen.add(inode)
             files.append(path)
             size += length
             if root not in folders:
@@ -51,14 +51,16 @@ def choose(minimum: int) -> tuple[list[str], int, list[str]]:
     )
 
 
-def _walk(root: str) -> Iterator[tuple[str, int]]:
+def _walk(root: str) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """Path, bytes, and device and inode of each regular file."""
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
             path = os.path.join(folder, name)
             if os.path.islink(path) or not os.path.isfile(path) or not os.access(path, os.R_OK):
                 continue
-            yield path, os.path.getsize(path)
+            status = os.stat(path)
+            yield path, status.st_size, (status.st_dev, status.st_ino)
 
 
 class Hashing(io.RawIOBase):
