@@ -44,6 +44,8 @@ def test_the_environment_can_choose_the_engine_and_the_backend():
     ],
 )
 def test_a_wrong_choice_is_a_clear_error_and_no_silent_change(env, error, word):
+    if "UPSEAL_BACKEND" in env:
+        engine("native[openssl]")  # skips where the C core is not built: then that is the error
     done = python(WHICH, **env)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
