@@ -61,6 +61,12 @@ static inline const uint8_t *upseal_at(const uint8_t *base, int64_t offset)
     return offset ? base + offset : base;
 }
 
+/* Both libraries take lengths as int: what is longer must not get there. */
+static inline int upseal_too_long(size_t aad_len, size_t len)
+{
+    return aad_len > 0x7fffffff || len > UPSEAL_RECORD_MAX;
+}
+
 /* XAES-256-GCM's two blocks to encrypt, from L = AES(K, 0): (M1 ^ K1) | (M2 ^ K1). */
 void upseal_xaes_blocks(const uint8_t l[16], const uint8_t nonce[24], uint8_t blocks[32]);
 

@@ -89,17 +89,11 @@ static upseal_status set_key(void *opaque, const uint8_t key[32])
                                                                       : UPSEAL_EBACKEND;
 }
 
-/* ippcp takes lengths as int. */
-static int too_long(size_t aad_len, size_t len)
-{
-    return aad_len > 0x7fffffff || len > UPSEAL_RECORD_MAX;
-}
-
 static upseal_status seal(void *opaque, const uint8_t iv[12], const uint8_t *aad, size_t aad_len,
                           const uint8_t *in, size_t len, uint8_t *out)
 {
     ippcp_state *s = opaque;
-    if (too_long(aad_len, len)) return UPSEAL_EARGUMENT;
+    if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     if (ippsAES_GCMStart(iv, 12, aad, (int)aad_len, s->gcm) != ippStsNoErr ||
         (len && ippsAES_GCMEncrypt(in, out, (int)len, s->gcm) != ippStsNoErr) ||
         ippsAES_GCMGetTag(out + len, UPSEAL_TAG_LEN, s->gcm) != ippStsNoErr) {
@@ -115,7 +109,7 @@ static upseal_status open_(void *opaque, const uint8_t iv[12], const uint8_t *aa
     ippcp_state *s = opaque;
     uint8_t tag[UPSEAL_TAG_LEN];
     upseal_status status = UPSEAL_EBACKEND;
-    if (too_long(aad_len, len)) return UPSEAL_EARGUMENT;
+    if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     if (ippsAES_GCMStart(iv, 12, aad, (int)aad_len, s->gcm) == ippStsNoErr &&
         (!len || ippsAES_GCMDecrypt(in, out, (int)len, s->gcm) == ippStsNoErr) &&
         ippsAES_GCMGetTag(tag, UPSEAL_TAG_LEN, s->gcm) == ippStsNoErr)

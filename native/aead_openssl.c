@@ -57,18 +57,12 @@ static upseal_status set_key(void *opaque, const uint8_t key[32])
                : UPSEAL_EBACKEND;
 }
 
-/* EVP takes lengths as int; what we pass is at most a record or an AAD, both bounded below. */
-static int too_long(size_t aad_len, size_t len)
-{
-    return aad_len > 0x7fffffff || len > UPSEAL_RECORD_MAX;
-}
-
 static upseal_status seal(void *opaque, const uint8_t iv[12], const uint8_t *aad, size_t aad_len,
                           const uint8_t *in, size_t len, uint8_t *out)
 {
     openssl_state *s = opaque;
     int n;
-    if (too_long(aad_len, len)) return UPSEAL_EARGUMENT;
+    if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     if (!EVP_EncryptInit_ex2(s->sealing, NULL, NULL, iv, NULL) ||
         (aad_len && !EVP_EncryptUpdate(s->sealing, NULL, &n, aad, (int)aad_len)) ||
         (len && !EVP_EncryptUpdate(s->sealing, out, &n, in, (int)len)) ||
@@ -87,7 +81,7 @@ static upseal_status open_(void *opaque, const uint8_t iv[12], const uint8_t *aa
     uint8_t tag[UPSEAL_TAG_LEN], none;
     int n;
     upseal_status status = UPSEAL_EBACKEND;
-    if (too_long(aad_len, len)) return UPSEAL_EARGUMENT;
+    if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     memcpy(tag, in + len, sizeof tag);
     if (EVP_DecryptInit_ex2(s->opening, NULL, NULL, iv, NULL) &&
         EVP_CIPHER_CTX_ctrl(s->opening, EVP_CTRL_AEAD_SET_TAG, UPSEAL_TAG_LEN, tag) &&

@@ -25,6 +25,7 @@ from upseal.core.uploads import (
     sealed_size,
     start_upload,
 )
+from upseal.core.writer import write_all
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.machine import cores
 from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
@@ -147,10 +148,8 @@ def open_file(
                 try:
                     at = offset + found.size + piece.first * SEALED_CHUNK
                     _read_at(reading.fileno(), piece.sealed, at)
-                except OSError as error:
-                    if isinstance(error, _ShortError):
-                        raise Truncated from None
-                    raise
+                except _ShortError:
+                    raise Truncated from None
                 if not engine.open_chunks(key, piece.first, piece.last, piece.sealed, piece.plain):
                     raise OpenError
                 _write_at(writing.fileno(), piece.plain, piece.first * CHUNK)
@@ -193,6 +192,7 @@ def _in_pieces(
     most = _thread_count(threads)
     numbers = iter(range(pieces))
     lock = threading.Lock()
+    process = os.getpid()
     done = 0
     stop = False
 
@@ -205,6 +205,8 @@ def _in_pieces(
                 if number is None or stop:
                     return
             try:
+                if os.getpid() != process:  # forked by ``report``: a chunk is sealed once
+                    raise RuntimeError("an upload cannot go on in a forked child: start one there")
                 length = piece.move(number, size)
                 work(piece)
                 with lock:
@@ -268,12 +270,7 @@ def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
             if total is not None:
                 raise _ShortError
             break
-        rest = buffer[:count]
-        while len(rest):
-            written = target.write(rest)
-            if written is None:
-                raise BlockingIOError("the target must be a file that blocks until it has written")
-            rest = rest[written:]
+        write_all(target, buffer[:count])
         done += count
         report(done, total)
     return done
@@ -304,6 +301,7 @@ def replacing(target: File) -> Iterator[Any]:
                 yield special
             return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    process = os.getpid()
     try:
         with open(temporary, "xb", buffering=0) as opened:
             yield opened
@@ -311,8 +309,9 @@ def replacing(target: File) -> Iterator[Any]:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if os.getpid() == process:  # in a forked child, it is still its parent's
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
         raise
 
 

@@ -284,7 +284,7 @@ class Opener:
         kind = read_kind(data, at, "batch")
         nonce, count, ends, records = parse_batch(data, at, kind.padded, self._engine.sealed_ends)
         keys = self._session_of(header)
-        aad = bytes([kind]) + bytes(4) + count.to_bytes(4, "big") + as_bytes(context, "context")
+        aad = kind.mark + bytes(4) + count.to_bytes(4, "big") + as_bytes(context, "context")
         opened = self._engine.open_batch(keys.batch, nonce, aad, ends, records, kind.padded, out)
         if opened is None:
             raise OpenError

@@ -77,9 +77,8 @@ class Sealer:
         self.cipher = Cipher.parse(default_cipher() if cipher is None else cipher)
         self._engine = resolve(engine)
         self._padded = padding is not None
-        mark = 0x80 if self._padded else 0
-        self._envelope_kind = bytes([Kind.ENVELOPE | mark])
-        self._batch_kind = bytes([Kind.BATCH | mark])
+        self._envelope_kind = (Kind.PADDED_ENVELOPE if self._padded else Kind.ENVELOPE).mark
+        self._batch_kind = (Kind.PADDED_BATCH if self._padded else Kind.BATCH).mark
         self._session: Session | None = None
         self._lock = threading.Lock()
         renew_in_children(self)

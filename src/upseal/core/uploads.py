@@ -57,7 +57,7 @@ def start_upload(header: bytes, keys: SessionKeys, context: bytes) -> tuple[byte
 
     The salt is drawn here, once for each upload, and with it everything that must not repeat.
     """
-    salt, kind = os.urandom(SALT), bytes([Kind.UPLOAD])
+    salt, kind = os.urandom(SALT), Kind.UPLOAD.mark
     key, commitment = keys.upload(salt, kind + context)
     return header + kind + salt + commitment, key
 
@@ -71,7 +71,7 @@ def find_upload(data: bytes, session: Callable[[Header], SessionKeys], context: 
     if len(front) < UPLOAD_FRONT:
         raise Truncated("ends before the first chunk", len(data))
     keys = session(header)
-    key, commitment = keys.upload(front[:SALT], bytes([kind]) + context)
+    key, commitment = keys.upload(front[:SALT], kind.mark + context)
     if not compare_digest(commitment, front[SALT:]):
         raise OpenError
     return Front(at + 1 + UPLOAD_FRONT, keys, key)

@@ -7,6 +7,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from upseal.engine.machine import cores
 from upseal.engine.memory import Workspace, new_bytes, new_offsets
 from upseal.engine.records import Listed, Packed, Reports
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
+from upseal.engine.threads import wait_for
 from upseal.engine.types import EngineError
 
 # Of one report each: what stands in the way of these two is felt.
@@ -44,20 +46,13 @@ class NativeEngine:
         Raises:
             EngineError: it is not built in, cannot run here, or failed its known-answer test.
         """
-        tried = []
-        for index in range(8):
-            name = lib.upseal_backend_name(index)
-            if name == ffi.NULL:
-                break
-            text = ffi.string(name).decode()
-            if backend in (None, text) and lib.upseal_backend_test(index) == lib.UPSEAL_OK:
-                self.backend = text
-                self._index = index
+        for index, name, version in _built_in():
+            if backend in (None, name) and _works(index):
+                self.backend, self._index, self._version = name, index, version
                 # Work spaces not in use: taking one and giving it back are single list operations.
                 self._idle: list[Workspace] = []
-                self._version = ffi.string(lib.upseal_backend_version(index)).decode()
                 return
-            tried.append(text)
+        tried = [name for _, name, _ in _built_in()]
         raise EngineError(
             f"backend {backend!r} is not usable here (built in: {', '.join(tried)})"
             if backend
@@ -280,12 +275,15 @@ class NativeEngine:
                 statuses.append(work(*job, space))
             self._idle.append(space)
 
-        others = [threading.Thread(target=run, args=([job],)) for job in jobs[1:] if apart]
-        for other in others:
-            other.start()
-        run(jobs[:1] if apart else jobs)
-        for other in others:
-            other.join()
+        started: list[threading.Thread] = []
+        try:
+            for job in jobs[1:] if apart else ():
+                other = threading.Thread(target=run, args=([job],))
+                other.start()
+                started.append(other)
+            run(jobs[:1] if apart else jobs)
+        finally:
+            wait_for(started)
         for status in statuses:
             if status:
                 _check_forged(status)
@@ -332,15 +330,22 @@ class NativeEngine:
 
 def backends() -> list[tuple[str, str, bool]]:
     """(name, version, whether it works here) of each backend built in, best first."""
-    found = []
-    for index in range(8):
-        name = lib.upseal_backend_name(index)
-        if name == ffi.NULL:
-            break
-        version = ffi.string(lib.upseal_backend_version(index)).decode()
-        usable = lib.upseal_backend_test(index) == lib.UPSEAL_OK
-        found.append((ffi.string(name).decode(), version, usable))
+    return [(name, version, _works(index)) for index, name, version in _built_in()]
+
+
+def _built_in() -> list[tuple[int, str, str]]:
+    """(index, name, version of the library under it) of each backend, best first."""
+    found: list[tuple[int, str, str]] = []
+    while (name := lib.upseal_backend_name(len(found))) != ffi.NULL:
+        version = ffi.string(lib.upseal_backend_version(len(found))).decode()
+        found.append((len(found), ffi.string(name).decode(), version))
     return found
+
+
+@cache
+def _works(index: int) -> bool:
+    """Whether the backend gives the known answers here; asked once, as upseal.h has it."""
+    return bool(lib.upseal_backend_test(index) == lib.UPSEAL_OK)
 
 
 def cpu_has_aes() -> bool:

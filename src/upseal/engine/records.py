@@ -66,7 +66,7 @@ class Listed:
         self.offsets = memoryview(array("q", accumulate(map(len, reports), initial=0)))
 
     def groups(self, size: int, each: int = 0) -> Iterator[tuple[int, int]]:
-        """Neighbours of about ``size`` bytes together, ``each`` their number: (from, to)."""
+        """Neighbours of about ``size`` bytes together, each counted for ``each`` at least."""
         start, most = 0, max(1, size // max(each, 64))
         while start < self.total:
             high = min(self.total, start + most)
@@ -80,11 +80,12 @@ class Listed:
 
         The caller keeps that: new memory each time would cost more than the sealing.
         """
-        if end - start == 1 and type(self.reports[start]) is bytes:
-            return memoryview(self.reports[start])  # alone, and nobody can change it meanwhile
-        into.seek(0)
-        into.writelines(self.reports[start:end])
         size = self.offsets[end] - self.offsets[start]
+        reports = self.reports[start:end]
+        if len(reports) == 1 and type(reports[0]) is bytes and len(reports[0]) == size:
+            return memoryview(reports[0])  # alone, and nobody can change it meanwhile
+        into.seek(0)
+        into.writelines(reports)
         if into.tell() != size:
             raise ValueError("a report changed its size while it was read")
         return into.getbuffer()[:size]
@@ -113,9 +114,11 @@ def packed(values: Buffer, offsets: Buffer) -> Packed:
         raise TypeError(f"offsets must be signed integers, not of format {table.format!r}")
     if len(table) == 0:
         raise ValueError("offsets must have one entry more than there are reports")
-    if table.itemsize == 4:
-        table = memoryview(array("q", table.cast("B").cast("i")))
-    table, flat = table.cast("B").cast("q"), view(values, "values")
+    # A copy in both cases: C checks offsets and then uses them, without the GIL, and nobody may
+    # change them in between.
+    small = table.itemsize == 4
+    table = memoryview(array("q", table.cast("B").cast("i") if small else table.tobytes()))
+    flat = view(values, "values")
     if not 0 <= table[0] <= table[-1] <= len(flat):
         raise ValueError("offsets leave the values")
     return Packed(flat[table[0] :], table)
