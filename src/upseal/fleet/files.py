@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files that must survive a crash whole, and stay private: keys, credentials, trust."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SMALL_MAX = 64 * 2**20
+
+
+def make_private_directory(path: Path) -> None:
+    """Makes it, and what is missing above it, with mode 0700. What is there stays as it is."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_private_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in it durable."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_private(path: Path, limit: int = SMALL_MAX) -> bytes:
+    """A small file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is longer than anything we write.
+    """
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(f"{path} is longer than {limit} bytes")
+    return data
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replaces a file, or makes it: after a crash the old bytes are there or the new ones."""
+    with _beside(path, data) as temporary:
+        os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def write_new_private(path: Path, data: bytes) -> bool:
+    """Makes a file, durably, with all its bytes or not at all; False if there is one already."""
+    with _beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, this never replaces
+        except FileExistsError:
+            return False
+    sync_directory(path.parent)
+    return True
+
+
+class FileLock:
+    """One process at a time: ``flock`` on a file that stays. To be held for moments."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        import fcntl  # not on Windows: the fleet runs on POSIX systems
+
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def __exit__(self, *_: object) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Lets go, in a child of a fork of its copy alone."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # with the last copy the lock goes
+            self._descriptor = None
+
+
+@contextmanager
+def _beside(path: Path, data: bytes) -> Iterator[Path]:
+    """The bytes, synced, under a temporary name in the same directory; removed afterwards."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
