@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an application of `apps` by uvicorn: in the main thread, or in another beside other work.
+
+A process that is asked to stop (SIGTERM, SIGINT, SIGHUP) takes no new connections, lets held
+requests go, gives running ones their grace, stops the application's own threads and returns. Asked
+a second time it gives no grace; the application's own end (its lifespan) is always waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any, NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+
+from upseal.fleet.http.logs import event
+from upseal.fleet.http.protocol import Limits, Protocol
+
+__all__ = ["Address", "Limits", "ServerTls", "in_thread", "serve"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HANDSHAKE = 10.0
+_OTHER_FILES = 256
+_USUAL = Limits()
+_log = logging.getLogger("upseal.http")
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def url(self) -> str:
+        """For a client on the same machine or network."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """A certificate with its key; with ``client_ca`` only clients that it has certified."""
+
+    certificate: str | os.PathLike[str]
+    key: str | os.PathLike[str] | None = None
+    client_ca: str | os.PathLike[str] | None = None
+    passphrase: str | None = field(default=None, repr=False)
+
+    def context(self) -> ssl.SSLContext:
+        """OSError or ValueError (ssl.SSLError is both) if a file is not what it should be."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(
+            os.fspath(self.certificate),
+            None if self.key is None else os.fspath(self.key),
+            lambda: self.passphrase or "",  # so that OpenSSL never asks on the terminal
+        )
+        if self.client_ca is not None:
+            context.load_verify_locations(cafile=os.fspath(self.client_ca))
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def serve(
+    app: Starlette,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    tls: ServerTls | None = None,
+    limits: Limits = _USUAL,
+    on_started: Callable[[Address], object] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serves until a signal comes or ``stop`` is set; raises what the application's lifespan did.
+
+    Port 0 takes a free one; ``on_started`` is told which, once requests are taken. Signals are
+    heard in the main thread only. OSError if the address cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError("a port is between 0 and 65535")
+    context = None if tls is None else tls.context()
+    limits = _afforded(limits)
+    sockets = _bound(host, port)
+    try:
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            interface="asgi3",
+            ws="none",
+            http=Protocol,
+            log_config=None,
+            log_level=logging.CRITICAL,  # the application speaks for itself
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=limits.keep_alive,
+            timeout_graceful_shutdown=limits.grace,
+        )
+        _Server(config, app, sockets, context, limits, on_started, stop).run()
+    finally:
+        for sock in sockets:
+            sock.close()
+    failure = getattr(app.state, "failure", None)
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def in_thread(app: Starlette, host: str = "127.0.0.1", port: int = 0, **how: Any) -> Iterator[Any]:
+    """Serves in a thread of its own while the block runs; gives the `Address`."""
+    started, stop = threading.Event(), threading.Event()
+    heard: list[Address] = []
+    failed: list[BaseException] = []
+
+    def told(address: Address) -> None:
+        heard.append(address)
+        started.set()
+
+    def run() -> None:
+        try:
+            serve(app, host, port, on_started=told, stop=stop, **how)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="upseal-http")
+    thread.start()
+    try:
+        started.wait()
+        if heard:
+            yield heard[0]
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _afforded(limits: Limits) -> Limits:
+    """As many connections as the system has files for, and some left for the application.
+
+    Who runs out of them cannot open a database either: so connections give way, not reports.
+    """
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return limits
+    needed = 2 * limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return limits
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    except (OSError, ValueError):
+        pass
+    most = max(1, (soft - _OTHER_FILES) // 2)
+    if most >= limits.connections:
+        return limits
+    event(_log, "few open files allowed", level=logging.WARNING, files=soft, connections=most)
+    return replace(limits, connections=most)
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of the host, all on one port; bound, not yet listening."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, where in dict.fromkeys(found):
+            sock = socket.socket(family, kind, proto)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Inherited by what is accepted: a peer that is gone, or reads nothing, is noticed.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+            taken = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            sock.bind((where[0], taken, *where[2:]))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, with our own start, signals and end."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: Starlette,
+        sockets: list[socket.socket],
+        context: ssl.SSLContext | None,
+        limits: Limits,
+        on_started: Callable[[Address], object] | None,
+        stop: threading.Event | None,
+    ) -> None:
+        super().__init__(config)
+        self._app, self._sockets, self._context = app, sockets, context
+        self._limits, self._on_started, self._stop = limits, on_started, stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The application first: who can connect finds it ready."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise getattr(self._app.state, "failure", None) or RuntimeError(
+                "the application did not start"
+            )
+        self.servers = []
+        try:
+            how: dict[str, Any] = {"backlog": self.config.backlog}
+            if self._context is not None:
+                how.update(ssl=self._context, ssl_handshake_timeout=_HANDSHAKE)
+            for sock in self._sockets:
+                made = await asyncio.get_running_loop().create_server(
+                    self._connection, sock=sock, **how
+                )
+                self.servers.append(made)
+            self.started = True
+            name = self._sockets[0].getsockname()
+            address = Address(name[0], name[1], self._context is not None)
+            event(_log, "serving", address=address.url, pid=os.getpid())
+            if self._on_started is not None:
+                self._on_started(address)
+        except BaseException:
+            for server in self.servers:
+                server.close()
+            await self.lifespan.shutdown()
+            raise
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._stop is not None and self._stop.is_set():
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Requests, then the application."""
+        event(_log, "stopping", running=len(self.server_state.tasks))
+        stopping = getattr(self._app.state, "stopping", None)
+        if stopping is not None:
+            stopping.begin()
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the application's threads alone
+            await self.lifespan.shutdown()
+        event(_log, "stopped")
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ours until the end, and then as they were. One that is ignored (nohup) stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Once: with grace. Again: without."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    def _connection(self) -> Protocol:
+        return Protocol(
+            self._limits,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
