@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``upseal server``: runs a deployment's server, and looks at what it has stored."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from upseal.cli.common import BAD, IO, OK, USAGE, Failure, complain, doing, positive
+
+if TYPE_CHECKING:
+    from upseal.fleet.server.settings import Settings
+    from upseal.fleet.server.store import Store
+
+_NOTE = """\
+environment:
+  UPSEAL_DEPLOYMENT  the deployment's folder, in place of -d
+
+examples:
+  upseal server run -d /srv/upseal --listen 0.0.0.0:8450
+  upseal server reports -d /srv/upseal --client web-1 --since 1h
+  upseal server reports -d /srv/upseal --json > reports.jsonl
+  upseal server deadletters replay -d /srv/upseal
+  upseal server alarms -d /srv/upseal
+"""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its acts."""
+    parser.epilog = _NOTE
+    acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts", required=True)
+
+    def act(name: str, about: str) -> argparse.ArgumentParser:
+        text = about[0].upper() + about[1:] + "."
+        made: argparse.ArgumentParser = acts.add_parser(
+            name, help=about, description=text, allow_abbrev=False
+        )
+        made.add_argument(
+            "-d", "--deployment", metavar="DIR", help="its folder (else UPSEAL_DEPLOYMENT, or .)"
+        )
+        return made
+
+    run = act("run", "serve, until told to stop")
+    run.add_argument(
+        "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0: a free one"
+    )
+    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+
+    reports = act("reports", "print stored reports, in the order they came in")
+    reports.add_argument("--client", metavar="NAME", help="of this client: its name or id")
+    for name, about in (("--since", "received at or after"), ("--until", "received before")):
+        reports.add_argument(name, metavar="WHEN", type=_moment, help=f"{about}: 2h, 7d, a date")
+    reports.add_argument("--after", metavar="ID", type=int, default=0, help="behind this report")
+    reports.add_argument("--limit", metavar="N", type=positive, help="so many at most")
+    reports.add_argument("--json", action="store_true", help="one object a line")
+
+    letters = act("deadletters", "list, replay or drop what came in and could not be opened")
+    letters.add_argument("what", nargs="?", choices=("list", "replay", "drop"), default="list")
+    letters.add_argument(
+        "--id", metavar="ID", action="append", help="of these: the beginning will do"
+    )
+    letters.add_argument("--all", action="store_true", help="with drop: all of them")
+    letters.add_argument("--json", action="store_true", help="one object, for machines")
+
+    alarms = act("alarms", "list what somebody should look at, newest first")
+    alarms.add_argument(
+        "--since", metavar="WHEN", type=_moment, help="last seen at or after: 2h, 7d, a date"
+    )
+    alarms.add_argument("--limit", metavar="N", type=positive, help="so many at most")
+    alarms.add_argument("--json", action="store_true", help="one object, for machines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does one of them."""
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from upseal.fleet.server.settings import SettingsError
+        from upseal.fleet.server.store import StoreError
+    except ModuleNotFoundError as error:
+        raise Failure(
+            USAGE, f"this needs the package {error.name}; pip install 'upseal[fleet]'"
+        ) from error
+    try:
+        if args.act == "run":
+            return _run(args)
+        from upseal.cli import server_queries as queries
+
+        acts = {
+            "reports": queries.reports, "deadletters": queries.dead_letters,
+            "alarms": queries.alarms,
+        }  # fmt: skip
+        with _store(args) as store:
+            return acts[args.act](args, store)
+    except SettingsError as error:
+        raise Failure(
+            BAD, f"{error}; name the deployment's folder with -d, or mend its deployment.toml"
+        ) from error
+    except StoreError as error:
+        raise Failure(IO, f"{error}; check `database` in deployment.toml") from error
+    except SQLAlchemyError as error:
+        words = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+        raise Failure(IO, f"the database failed: {words}; try again") from error
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from upseal.fleet.server.settings import read_settings
+
+    return read_settings(args.deployment or os.environ.get("UPSEAL_DEPLOYMENT") or ".")
+
+
+@contextmanager
+def _store(args: argparse.Namespace) -> Iterator[Store]:
+    from upseal.fleet.server.store import Store
+
+    with Store.open(_settings(args).database) as store:
+        yield store
+
+
+def _run(args: argparse.Namespace) -> int:
+    from upseal.fleet.http import logs
+    from upseal.fleet.server import app
+    from upseal.fleet.server.settings import split_address
+
+    settings = _settings(args)
+    host: str | None = None
+    port: int | None = None
+    if args.listen is not None:
+        try:
+            host, port = split_address(args.listen)
+        except ValueError as error:
+            raise Failure(USAGE, f"--listen: {error}") from error
+    handler = logs.setup(level=args.log_level or settings.limits.log_level)
+    try:
+        _more_files(settings.limits.connections)
+        with doing(f"serve at {args.listen or f'{settings.host}:{settings.port}'}"):
+            app.run(settings, host=host, port=port)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return OK
+
+
+def _more_files(connections: int) -> None:
+    """Each connection is an open file, and the usual limit of 1024 is for other programs."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        complain(f"warning: only {most} files may be open, for {connections} connections")
+
+
+def _moment(text: str) -> int:
+    """An argument type: ``2h`` ago, or a date with or without a time; in unix milliseconds."""
+    now = datetime.datetime.now(datetime.UTC)
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip())
+    try:
+        if match is not None:
+            when = now - datetime.timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+        else:
+            when = datetime.datetime.fromisoformat(text.strip()).astimezone()
+        return max(0, int(when.timestamp() * 1000))
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; 30m, 7d, 2026-11-23 and 2026-11-23T10:00 are"
+        ) from None
+
+
+__all__: list[Any] = ["arguments", "run"]
