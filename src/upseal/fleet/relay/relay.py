@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One relay, put together: folder, way up, queue, the requests from below."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from starlette.applications import Starlette
+
+from upseal.fleet.agent.settings import split_listen
+from upseal.fleet.credentials import HopCheck
+from upseal.fleet.files import write_private
+from upseal.fleet.http.logs import event
+from upseal.fleet.http.results import Result
+from upseal.fleet.http.serving import Address, Limits, ServerTls, serve
+from upseal.fleet.manifest import Manifest
+from upseal.fleet.relay.app import RelayApp
+from upseal.fleet.relay.control import Control
+from upseal.fleet.relay.forward import Forwarder
+from upseal.fleet.relay.meters import Meters
+from upseal.fleet.relay.repackage import Repackager
+from upseal.fleet.relay.settings import Settings
+from upseal.fleet.relay.state import ADDRESS, State, client_of
+from upseal.fleet.relay.status import note
+from upseal.fleet.relay.uplink import Uplink
+from upseal.fleet.relay.waiters import Waiters
+from upseal.fleet.units import BadReceipt, open_receipt
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 5.0
+"""Seconds that requests to the parent under way get at the end."""
+
+
+class Relay:
+    """Opens the folder when it is made; to be closed, or used as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the folder.
+
+        Raises:
+            NotEnrolled, AlreadyRunning, ValueError, OSError: as `State.open`.
+        """
+        self.settings = settings
+        self.meters = Meters()
+        self.waiters = Waiters()
+        self.state = State.open(settings, self._done)
+        try:
+            state, me = self.state, self.state.me
+            self.client = client_of(settings)
+            self.uplink = Uplink(self.client, me.credential, me.hop)
+            self.control = Control(settings, state.trust, me.identity, state.keys, self.uplink)
+            repackager = None
+            if settings.decrypting:
+                repackager = Repackager(
+                    state.keys, self.control.current, settings.repackage, self.meters
+                )
+            self.forwarder = Forwarder(
+                state.queue,
+                self.uplink,
+                settings,
+                self.meters,
+                repackager=repackager,
+                receipts=self._receipts,
+                refresh=self.control.serial,
+            )
+            self.control.after = self._note
+            self.hops = HopCheck(self.control.current, cache=settings.repackage.cache)
+        except BaseException:
+            self.state.close()
+            raise
+        self.meters.watch(
+            state.queue, lambda: self.uplink.away, lambda: self.forwarder.books.waiting
+        )
+        self._running = False
+        self._facts: dict[str, Any] = {}
+
+    def app(self) -> Starlette:
+        """The application; while it is served, bodies are passed on."""
+        endpoints = RelayApp(
+            self.settings,
+            self.state.queue,
+            self.hops,
+            self.control,
+            self.uplink,
+            self.meters,
+            self.waiters,
+        )
+        return endpoints.build(self.why_not_ready, self._life())
+
+    def serve(
+        self,
+        *,
+        stop: threading.Event | None = None,
+        on_started: Callable[[Address], object] | None = None,
+    ) -> None:
+        """Serves until a signal comes, or ``stop``. The address is written into the folder."""
+        host, port = split_listen(self.settings.listen)
+        tls = self.settings.tls
+        where = self.settings.directory / ADDRESS
+
+        def started(address: Address) -> None:
+            host = f"[{address.host}]" if ":" in address.host else address.host
+            write_private(where, f"{host}:{address.port}\n".encode())
+            if on_started is not None:
+                on_started(address)
+
+        where.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            serve(
+                self.app(),
+                host,
+                port,
+                tls=None if tls.certificate is None else ServerTls(tls.certificate, tls.key),
+                limits=Limits(connections=self.settings.http.connections),
+                on_started=started,
+                stop=stop,
+            )
+        finally:
+            where.unlink(missing_ok=True)
+
+    # -- life --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _life(self) -> AsyncIterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.stop)
+
+    def start(self) -> None:
+        """Starts to look upwards and to pass on."""
+        stats = self.state.queue.stats()
+        event(_log, "relay starts", queued=stats.bodies, decrypting=self.settings.decrypting)
+        self._running = True
+        self.control.start()
+        self.forwarder.start()
+
+    def stop(self) -> None:
+        """Ends both; what is not done stays in the queue."""
+        if not self._running:
+            return
+        self._running = False
+        self.control.stop()
+        self.forwarder.stop()
+        if not (self.forwarder.join(_PATIENCE) and self.control.join(_PATIENCE)):
+            # A parent that holds its answer: results that come now are asked for the next time.
+            event(_log, "requests to the parent are given up", level=logging.WARNING)
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self.stop()
+        self.client.close()
+        self.state.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- what its parts ask of each other --------------------------------------------------
+
+    def _done(self, finished: Sequence[tuple[Result, int]]) -> None:
+        """In the thread of the queue's writer, after the commit."""
+        now = time.time()
+        for result, received in finished:
+            self.meters.finished.labels(result.state.value).inc()
+            if result.problem is not None:
+                self.meters.problems.labels(result.problem.name).inc()
+            self.meters.latency.observe(max(0.0, now - received / 1000))
+        self.waiters.finished([result for result, _ in finished])
+
+    def _receipts(self, receipts: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Receipts that verify, by the statement that each is for."""
+        manifest = self.control.current()
+        if manifest is None:
+            return {}
+        good: dict[bytes, bytes] = {}
+        forged = 0
+        keys = {key.key_id: key for key in manifest.receipt_keys}
+        for receipt in receipts:
+            try:
+                opened = open_receipt(receipt, keys, manifest.deployment)
+            except BadReceipt:
+                forged += 1
+            else:
+                good[opened.statement_digest] = receipt
+        if forged:
+            # Forged on the way down, or by a key of a newer manifest: that is looked for at once.
+            event(_log, "receipts do not verify", level=logging.WARNING, count=forged)
+            self.control.serial()
+        return good
+
+    # -- how it is -------------------------------------------------------------------------
+
+    def why_not_ready(self) -> str | None:
+        """One sentence for ``/readyz``; None if it can do what it is there for."""
+        manifest = self.control.current()
+        if manifest is None:
+            return "there is no manifest yet"
+        if self._revoked(manifest):
+            return "this relay is revoked"
+        if self.uplink.refusal is not None:
+            return f"the parent refuses this relay: {self.uplink.refusal}"
+        if self.state.queue.refusing:
+            return "the queue is full"
+        if self.uplink.away:
+            return "the parent is away; bodies are kept"
+        return None
+
+    def _revoked(self, manifest: Manifest) -> bool:
+        me = self.state.me
+        mine = {me.identity.public.agent_id, me.hop.public.agent_id}
+        return not mine.isdisjoint(manifest.revoked_agents)
+
+    def _note(self) -> None:
+        """For `status`: what only this process knows, if it is not what it was."""
+        why = self.why_not_ready()
+        facts = {
+            "ready": why is None,
+            "why_not_ready": why,
+            "parent_away_since": self.uplink.away_since,
+            "refusal": self.uplink.refusal,
+            "parent_accepts_sealed": self.control.parent_accepts_sealed,
+            "answered": {str(g): t for g, t in self.control.proving.answered.items()},
+        }
+        if facts != self._facts:
+            note(self.settings.directory, facts)
+            self._facts = facts
