@@ -73,19 +73,23 @@ class Bare:
         ]  # fmt: skip
         return partial(_all, calls)
 
-    def open_chunks(self, count: int, piece: int) -> Callable[[], int]:
-        """The same piece of an upload again and again, ``count`` times."""
-        plain, sealed = bytes(piece * CHUNK), self.ffi.new("uint8_t[]", piece * SEALED_CHUNK)
+    def open_chunks(self, data: bytes, piece: int) -> Callable[[], int]:
+        """And back, into memory that anybody may see."""
+        step, count = piece * SEALED_CHUNK, len(data) // (piece * CHUNK)
+        sealed = self.ffi.new("uint8_t[]", count * step)
         status = self.lib.upseal_seal_chunks(
-            self._work, self._chunk, 0, 0, plain, len(plain), sealed, len(sealed)
+            self._work, self._chunk, 0, 0, data, count * piece * CHUNK, sealed, len(sealed)
         )
         assert status == 0
-        out, opened = self.ffi.new("uint8_t[]", len(plain)), self.ffi.new("size_t *")
-        call = self._tried(
-            self.lib.upseal_open_chunks, self._work, self._chunk, 0, 0, sealed, len(sealed), out,
-            len(out), opened,
-        )  # fmt: skip
-        return partial(_all, [call] * count)
+        out, opened = self.ffi.new("uint8_t[]", piece * CHUNK), self.ffi.new("size_t *")
+        calls = [
+            self._tried(
+                self.lib.upseal_open_chunks, self._work, self._chunk, i * piece, 0,
+                sealed + i * step, step, out, len(out), opened,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        return partial(_all, calls)
 
     def _batch(self, size: int, count: int) -> tuple[Any, Callable[[], int]]:
         values = self.ffi.from_buffer("uint8_t[]", os.urandom(size * count))

@@ -24,6 +24,7 @@ from upseal.engine.sizes import CHUNK
 BARE = "bare C, same data in pieces"
 HOT = "bare C, in cache"
 PEER = "cobblestone"
+READ = "reader.read"
 _KEY_GIVEN = "the key is given: no recipients"
 
 
@@ -53,14 +54,24 @@ def in_memory(setup: Setup) -> Iterator[Contest]:
     theirs = memoryview(bytes(encryptor.update(data)) + encryptor.finalize())
     works = {
         "reader": Work(partial(open_upload, opener, sealed, buffer), size, "session paid before"),
+        READ: Work(partial(_read, opener, sealed), size, "new bytes objects of 1 MiB"),
         PEER: Work(partial(cobblestone.decrypt, key, theirs, out), size, _KEY_GIVEN),
     }
     if bare:
-        pieces = size // (PIECE * CHUNK)
-        works[HOT] = Work(bare.open_chunks(16, 16), 256 * CHUNK, "256 KiB again and again")
-        works[BARE] = Work(bare.open_chunks(pieces, PIECE), size, "one piece again and again")
+        hot = bare.open_chunks(data[: 16 * CHUNK], 16)
+        works[HOT] = Work(hot, 16 * CHUNK, "256 KiB again and again")
+        works[BARE] = Work(bare.open_chunks(data, PIECE), size, "by way of the scratch")
     claims = _claims("open an upload", "reader")
+    claims.append(
+        Claim(f"read() an upload in memory, against {PEER}", READ, PEER, 1.3, counts=False)
+    )
     yield Contest("upload-open", "Open an upload in memory", works, claims, "byte", size)
+
+
+def _read(opener, sealed: bytes) -> None:
+    with opener.reader(io.BytesIO(sealed)) as reader:
+        while reader.read(MIB):
+            pass
 
 
 def _claims(what: str, subject: str) -> list[Claim]:

@@ -61,6 +61,17 @@ static inline const uint8_t *upseal_at(const uint8_t *base, int64_t offset)
     return offset ? base + offset : base;
 }
 
+/* Big-endian, as on the wire. */
+static inline void upseal_write_u32(uint8_t out[4], uint32_t value)
+{
+    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+static inline uint32_t upseal_read_u32(const uint8_t in[4])
+{
+    return (uint32_t)in[0] << 24 | (uint32_t)in[1] << 16 | (uint32_t)in[2] << 8 | in[3];
+}
+
 /* Both libraries take lengths as int: what is longer must not get there. */
 static inline int upseal_too_long(size_t aad_len, size_t len)
 {

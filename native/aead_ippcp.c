@@ -89,13 +89,34 @@ static upseal_status set_key(void *opaque, const uint8_t key[32])
                                                                       : UPSEAL_EBACKEND;
 }
 
+/* What the CPU fetches ahead by itself ends at each page, and AES-GCM by VAES is as fast as
+ * memory: asked for this early, what lies outside the caches is there in time. */
+enum { STEP = 2048, AHEAD = 4096 };
+
+/* One pass over the data.  The address may lie behind it (where the next chunk is, mostly): to
+ * prefetch is no access, and faults nowhere. */
+static int pass(IppStatus (*gcm)(const Ipp8u *, Ipp8u *, int, IppsAES_GCMState *),
+                const uint8_t *in, uint8_t *out, size_t len, IppsAES_GCMState *state)
+{
+    if (len < UPSEAL_CHUNK_LEN) return !len || gcm(in, out, (int)len, state) == ippStsNoErr;
+    for (size_t at = 0; at < len;) {
+        const size_t n = len - at < STEP ? len - at : STEP;
+        const uintptr_t next = (uintptr_t)(in + at) + AHEAD;
+        for (size_t line = 0; line < STEP; line += 64)
+            __builtin_prefetch((const void *)(next + line), 0, 2);
+        if (gcm(in + at, out + at, (int)n, state) != ippStsNoErr) return 0;
+        at += n;
+    }
+    return 1;
+}
+
 static upseal_status seal(void *opaque, const uint8_t iv[12], const uint8_t *aad, size_t aad_len,
                           const uint8_t *in, size_t len, uint8_t *out)
 {
     ippcp_state *s = opaque;
     if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     if (ippsAES_GCMStart(iv, 12, aad, (int)aad_len, s->gcm) != ippStsNoErr ||
-        (len && ippsAES_GCMEncrypt(in, out, (int)len, s->gcm) != ippStsNoErr) ||
+        !pass(ippsAES_GCMEncrypt, in, out, len, s->gcm) ||
         ippsAES_GCMGetTag(out + len, UPSEAL_TAG_LEN, s->gcm) != ippStsNoErr) {
         upseal_wipe(out, len + UPSEAL_TAG_LEN);
         return UPSEAL_EBACKEND;
@@ -111,7 +132,7 @@ static upseal_status open_(void *opaque, const uint8_t iv[12], const uint8_t *aa
     upseal_status status = UPSEAL_EBACKEND;
     if (upseal_too_long(aad_len, len)) return UPSEAL_EARGUMENT;
     if (ippsAES_GCMStart(iv, 12, aad, (int)aad_len, s->gcm) == ippStsNoErr &&
-        (!len || ippsAES_GCMDecrypt(in, out, (int)len, s->gcm) == ippStsNoErr) &&
+        pass(ippsAES_GCMDecrypt, in, out, len, s->gcm) &&
         ippsAES_GCMGetTag(tag, UPSEAL_TAG_LEN, s->gcm) == ippStsNoErr)
         status = upseal_equal(tag, in + len, UPSEAL_TAG_LEN) ? UPSEAL_OK : UPSEAL_EFORGED;
     upseal_wipe(tag, sizeof tag); /* the tag of a forgery is what its maker wants to know */

@@ -65,9 +65,10 @@ done:
     return status;
 }
 
-upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint64_t first,
-                                 int last, const uint8_t *in, size_t in_len, uint8_t *out,
-                                 size_t out_len, size_t *opened)
+/* Each chunk by way of `scratch`, or, without it, straight to where it belongs. */
+static upseal_status open_chunks(upseal_work *work, const upseal_key *key, uint64_t first, int last,
+                                 const uint8_t *in, size_t in_len, uint8_t *out, size_t out_len,
+                                 uint8_t *scratch, size_t *opened)
 {
     UPSEAL_PROBE1(open_chunks__entry, in_len);
     const upseal_aead *aead;
@@ -85,18 +86,40 @@ upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint6
     status = UPSEAL_OK;
     for (size_t i = 0; i < whole + (last ? 1 : 0) && status == UPSEAL_OK; i++) {
         const size_t len = i < whole ? UPSEAL_CHUNK_LEN : rest - UPSEAL_TAG_LEN;
+        uint8_t *to = scratch || !len ? work->chunk : out + *opened;
         chunk_nonce(key, first + i, iv);
-        status = aead->open(state, iv, NULL, 0, in + i * UPSEAL_SEALED_CHUNK_LEN, len, work->chunk);
-        if (status == UPSEAL_OK && len) memcpy(out + *opened, work->chunk, len);
-        if (status == UPSEAL_OK) *opened += len;
+        status = aead->open(state, iv, NULL, 0, in + i * UPSEAL_SEALED_CHUNK_LEN, len, to);
+        if (status != UPSEAL_OK) break;
+        if (scratch && len) memcpy(out + *opened, scratch, len);
+        *opened += len;
     }
     upseal_wipe(iv, sizeof iv);
-    upseal_wipe(work->chunk, sizeof work->chunk);
+    if (scratch) upseal_wipe(scratch, UPSEAL_CHUNK_LEN);
     if (status == UPSEAL_OK) goto done;
     if (status != UPSEAL_EFORGED) *opened = 0;
 fail:
     if (out && out_len) upseal_wipe(out + *opened, out_len - *opened);
 done:
     UPSEAL_PROBE1(open_chunks__return, status);
+    return status;
+}
+
+upseal_status upseal_open_chunks(upseal_work *work, const upseal_key *key, uint64_t first,
+                                 int last, const uint8_t *in, size_t in_len, uint8_t *out,
+                                 size_t out_len, size_t *opened)
+{
+    return open_chunks(work, key, first, last, in, in_len, out, out_len, work ? work->chunk : NULL,
+                       opened);
+}
+
+upseal_status upseal_open_chunks_private(upseal_work *work, const upseal_key *key, uint64_t first,
+                                         int last, const uint8_t *in, size_t in_len, uint8_t *out,
+                                         size_t out_len)
+{
+    size_t opened;
+    const upseal_status status =
+        open_chunks(work, key, first, last, in, in_len, out, out_len, NULL, &opened);
+    /* From the first bad chunk on it is zero already. */
+    if (status != UPSEAL_OK && opened) upseal_wipe(out, opened);
     return status;
 }

@@ -75,21 +75,11 @@ static upseal_status start_subkey(const cipher_state *use, const upseal_key *key
     return status;
 }
 
-static void write_u32(uint8_t out[4], uint32_t value)
-{
-    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> (24 - 8 * i));
-}
-
-static uint32_t read_u32(const uint8_t in[4])
-{
-    return (uint32_t)in[0] << 24 | (uint32_t)in[1] << 16 | (uint32_t)in[2] << 8 | in[3];
-}
-
 /* N XOR index, big-endian in the last four bytes. */
 static void record_nonce(const uint8_t nonce[24], uint32_t index, uint8_t out[24])
 {
     memcpy(out, nonce, 24);
-    write_u32(out + 20, read_u32(nonce + 20) ^ index);
+    upseal_write_u32(out + 20, upseal_read_u32(nonce + 20) ^ index);
 }
 
 /* The AEAD's 12-byte nonce: XAES takes the last 12 bytes, XChaCha four zeros and the last 8. */
@@ -221,6 +211,17 @@ upseal_status upseal_seal_envelope(upseal_work *work, const upseal_key *key,
                                  report_len, offsets, 1, padded, out, out_len, sealed);
 }
 
+upseal_status upseal_seal_report(upseal_work *work, const upseal_front *front,
+                                 const uint8_t nonce[24], const uint8_t *aad, size_t aad_len,
+                                 const uint8_t *report, size_t report_len, uint8_t *out,
+                                 size_t out_len)
+{
+    static const upseal_front nothing; /* without a key: refused below, and the output cleared */
+    if (!front) front = &nothing;
+    return upseal_seal_envelope(work, front->key, nonce, front->prefix, front->prefix_len, aad,
+                                aad_len, report, report_len, front->padded, out, out_len);
+}
+
 upseal_status upseal_open_envelopes(upseal_work *work, const upseal_key *key,
                                     const uint8_t *prefix, size_t prefix_len, const uint8_t *aad,
                                     size_t aad_len, const uint8_t *values, size_t values_len,
@@ -321,8 +322,8 @@ upseal_status upseal_seal_batch(upseal_work *work, const upseal_key *key, const 
         const size_t sealed = (padded ? upseal_padded_len(len) : len) + UPSEAL_TAG_LEN;
         uint8_t n[24];
         record_nonce(nonce, first + (uint32_t)i, n);
-        write_u32(aad + 1, first + (uint32_t)i);
-        write_u32(table + 4 * i, (uint32_t)sealed);
+        upseal_write_u32(aad + 1, first + (uint32_t)i);
+        upseal_write_u32(table + 4 * i, (uint32_t)sealed);
         status = seal_record(&use, n, aad, aad_len, upseal_at(values, offsets[i] - offsets[0]), len,
                              padded, at);
         at += sealed;
@@ -341,7 +342,7 @@ upseal_status upseal_batch_offsets(const uint8_t *table, size_t count, int padde
 {
     offsets[0] = 0;
     for (size_t i = 0; i < count; i++) {
-        const uint32_t sealed = read_u32(table + 4 * i);
+        const uint32_t sealed = upseal_read_u32(table + 4 * i);
         if (sealed < UPSEAL_TAG_LEN + (padded ? 1u : 0u) ||
             sealed > UPSEAL_RECORD_MAX + UPSEAL_TAG_LEN) {
             memset(offsets, 0, (count + 1) * sizeof *offsets);
@@ -378,7 +379,7 @@ upseal_status upseal_open_batch(upseal_work *work, const upseal_key *key, const 
         uint8_t n[24];
         size_t opened;
         record_nonce(nonce, first + (uint32_t)i, n);
-        write_u32(aad + 1, first + (uint32_t)i);
+        upseal_write_u32(aad + 1, first + (uint32_t)i);
         status = open_record(&use, n, aad, aad_len, upseal_at(records, offsets[i] - offsets[0]),
                              (size_t)(offsets[i + 1] - offsets[i]) - UPSEAL_TAG_LEN, padded,
                              out + out_offsets[i], &opened);

@@ -123,6 +123,20 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_envelope(
     size_t prefix_len, const uint8_t *aad, size_t aad_len, const uint8_t *report,
     size_t report_len, int padded, uint8_t *out, size_t out_len);
 
+/* What the envelopes of one session have in common.  The caller keeps it, and the key and the
+ * prefix it points to, as long as it is used; it is only read, like a key. */
+typedef struct {
+    const upseal_key *key;
+    const uint8_t *prefix;
+    size_t prefix_len;
+    int padded;
+} upseal_front;
+
+/* The same again, for whoever seals one by one: every argument costs its caller something. */
+UPSEAL_MUST_CHECK upseal_status upseal_seal_report(
+    upseal_work *work, const upseal_front *front, const uint8_t nonce[24], const uint8_t *aad,
+    size_t aad_len, const uint8_t *report, size_t report_len, uint8_t *out, size_t out_len);
+
 /* Opens `count` envelopes.  `out` needs room for what each holds besides prefix, nonce and tag;
  * out_offsets (count + 1, from 0) packs what was opened; and results[i] is UPSEAL_OK, or, with
  * an empty record, UPSEAL_EFORGED (also if too short or too long to be one), or UPSEAL_OTHER if
@@ -181,6 +195,13 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_chunks(
 UPSEAL_MUST_CHECK upseal_status upseal_open_chunks(
     upseal_work *work, const upseal_key *key, uint64_t first, int last, const uint8_t *in,
     size_t in_len, uint8_t *out, size_t out_len, size_t *opened);
+
+/* The same, all or none, without the copy: only for an `out` that nobody else can see before
+ * this returns, since a chunk is written there while its tag is still being computed.  On
+ * failure the whole of `out` is zero. */
+UPSEAL_MUST_CHECK upseal_status upseal_open_chunks_private(
+    upseal_work *work, const upseal_key *key, uint64_t first, int last, const uint8_t *in,
+    size_t in_len, uint8_t *out, size_t out_len);
 
 /* ---- odds and ends -------------------------------------------------------------- */
 

@@ -20,7 +20,7 @@ from time import perf_counter_ns
 
 import upseal
 from upseal.core.header import parse
-from upseal.core.session import Session, derive
+from upseal.core.session import Session, derive, seconds
 from upseal.engine import native, resolve
 from upseal.engine.native import ffi, lib
 from upseal.engine.portable import XAES256GCM
@@ -86,34 +86,35 @@ def seal(engine_name: str = "native") -> None:
     works = {
         "Sealer.seal": (lambda: sealer.seal(REPORT), 1),
         "Opener.open": (lambda: opener.open(envelope), 1),
-        "engine.seal_envelope": (
-            lambda: engine.seal_envelope(key, nonce, prefix, aad, REPORT, False),
-            1,
-        ),
+        "engine.sealing": (lambda: session.seal(nonce, aad, REPORT), 1),
         "engine.open_envelope": (
             lambda: engine.open_envelope(key, len(prefix), aad, envelope, False),
             1,
         ),
         "os.urandom(24)": (lambda: os.urandom(24), 1),
+        "session: clock": (lambda: seconds() < session.ends, 1),
         "session: lock, clock, count": (lambda: sealer._take(1), 1),
         "route of an envelope": (lambda: opener._route(envelope), 1),
         "a Python function that does nothing": (lambda: None, 1),
     }
     if engine_name == "native":
         space = engine._take()
-        null, out = ffi.NULL, b"\0" * size
+        out = b"\0" * size
+        kept = ffi.from_buffer("uint8_t[]", prefix)
+        front = ffi.new("upseal_front *", (key, kept, len(prefix), 0))
+        nobody = ffi.new("upseal_front *")
         works |= {
             "output: new bytes": (lambda: b"\0" * size, 1),
             "cffi: same arguments, returns at once": (
-                lambda: lib.upseal_seal_envelope(
-                    space.work, null, nonce, prefix, len(prefix), aad, 1, REPORT, 1024, 0, out, 0
+                lambda: lib.upseal_seal_report(
+                    space.work, nobody, nonce, aad, 1, REPORT, 1024, out, 0
                 ),
                 1,
             ),
             "cffi: no arguments (upseal_cpu_has_aes)": (lib.upseal_cpu_has_aes, 1),
             "the C call: cffi and all in it": (
-                lambda: lib.upseal_seal_envelope(
-                    space.work, key, nonce, prefix, len(prefix), aad, 1, REPORT, 1024, 0, out, size
+                lambda: lib.upseal_seal_report(
+                    space.work, front, nonce, aad, 1, REPORT, 1024, out, size
                 ),
                 1,
             ),
@@ -200,7 +201,7 @@ def contact() -> None:
             1,
         ),
         "  a session": (
-            lambda: Session(engine, sealer.cipher, sealer.recipients, sealer.limits, b"\1"),
+            lambda: Session(engine, sealer.cipher, sealer.recipients, sealer.limits, b"\1", False),
             1,
         ),
         "    HPKE: wrapping the secret": (lambda: KEY.public_key.wrap(secret), 1),

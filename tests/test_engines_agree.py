@@ -45,8 +45,7 @@ def test_an_envelope_is_the_same_and_opens_crosswise(
 ):
     keys = [e.record_key(cipher, key) for e in pair]
     sealed = {
-        e.seal_envelope(k, nonce, prefix, aad, report, padded)
-        for e, k in zip(pair, keys, strict=True)
+        e.sealing(k, prefix, padded)(nonce, aad, report) for e, k in zip(pair, keys, strict=True)
     }
     (envelope,) = sealed
     for e, k in zip(pair, keys, strict=True):
@@ -123,11 +122,36 @@ def test_chunks_are_the_same_and_open_crosswise(pair, cipher, key, first, whole,
     assert outs[0] == outs[1]
     for e, k in zip(pair, keys, strict=True):
         back = bytearray(size)
-        assert e.open_chunks(k, first, last, memoryview(outs[0]), memoryview(back))
-        assert back == data
-        if sealed_size:
-            assert not e.open_chunks(k, first + 1, last, memoryview(outs[0]), memoryview(back))
-            assert back == bytes(size)  # nothing of what did not verify stays behind
+        for private in (False, True):
+            assert e.open_chunks(k, first, last, memoryview(outs[0]), memoryview(back), private)
+            assert back == data
+            if sealed_size:
+                sealed = memoryview(outs[0])
+                assert not e.open_chunks(k, first + 1, last, sealed, memoryview(back), private)
+                assert back == bytes(size)  # nothing of what did not verify stays behind
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_forged_chunk_in_the_middle_leaves_nothing_in_the_output(engine, private):
+    key, out = engine.chunk_key(1, bytes(44)), bytearray(b"\xaa" * 5 * CHUNK)
+    sealed = bytearray(5 * SEALED_CHUNK)
+    engine.seal_chunks(key, 0, False, memoryview(b"\x55" * len(out)), memoryview(sealed))
+    sealed[3 * SEALED_CHUNK - 1] ^= 1
+    assert not engine.open_chunks(key, 0, False, memoryview(sealed), memoryview(out), private)
+    assert out == bytes(len(out))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 1000, CHUNK, 1 << 20])
+def test_a_room_gives_what_was_written_to_it_and_no_other_object(engine, size):
+    for taken in {size, size // 2, max(0, size - 1)}:
+        room = engine.room(size)
+        room.view[:] = b"\x55" * size
+        got = room.take(taken)
+        assert type(got) is bytes
+        assert got == b"\x55" * taken
+        with pytest.raises(ValueError, match="released"):
+            room.view[:] = b""
+    assert bytes(size) == b"\0" * size  # none that Python shares was written to
 
 
 @given(st.lists(st.integers(-40, 60), min_size=2, max_size=6), st.booleans())

@@ -24,7 +24,7 @@ def test_both_engines_pad_to_the_same_length(engine):
     k = engine.record_key(1, KEY)
     for length, padded in load("padme"):
         if 0 < length <= 70000:
-            sealed = engine.seal_envelope(k, NONCE, b"", b"", bytes(length - 1), True)
+            sealed = engine.sealing(k, b"", True)(NONCE, b"", bytes(length - 1))
             assert len(sealed) == 40 + padded
 
 
@@ -46,7 +46,7 @@ def test_padding_costs_at_most_12_percent_and_never_a_report(length):
 def test_what_is_padded_comes_off_again(engine, report):
     assert unpad(pad(report)) == report
     k = engine.record_key(2, KEY)
-    sealed = engine.seal_envelope(k, NONCE, b"p", b"a", report, True)
+    sealed = engine.sealing(k, b"p", True)(NONCE, b"a", report)
     assert engine.open_envelope(k, 1, b"a", sealed, True) == report
     assert engine.open_envelope(k, 1, b"a", sealed, False) == pad(report)
 
@@ -62,7 +62,7 @@ def test_what_is_padded_comes_off_again(engine, report):
 def test_only_exact_padding_is_taken_off(engine, plaintext):
     # Sealed unpadded, opened as padded: the engine must judge the bytes themselves.
     k = engine.record_key(1, KEY)
-    sealed = engine.seal_envelope(k, NONCE, b"", b"", plaintext, False)
+    sealed = engine.sealing(k, b"", False)(NONCE, b"", plaintext)
     opened = engine.open_envelope(k, 0, b"", sealed, True)
     assert opened == unpad(plaintext)
     if opened is not None:

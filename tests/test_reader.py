@@ -169,6 +169,47 @@ def test_one_large_read_gives_what_verified_before_it_fails(opener, sealed):
         reader.readinto(target)
 
 
+@pytest.mark.parametrize("wrap", [io.BytesIO, Pipe, Watched])
+@pytest.mark.parametrize("bad", [0, 40, 70])
+def test_one_large_read_gives_verified_bytes_alone(opener, sealed, wrap, bad):
+    damaged = bytearray(sealed)
+    damaged[FRONT + bad * SEALED_CHUNK + 9] ^= 1
+    for size in (len(TRUTH), CHUNK * 65):
+        got, reader = b"", opener.reader(wrap(bytes(damaged)))
+        with pytest.raises(OpenError):
+            while piece := reader.read(size):
+                got += piece
+        assert len(got) <= bad * CHUNK
+        assert TRUTH.startswith(got)
+        with pytest.raises(OpenError):
+            reader.read(1)
+    with pytest.raises(OpenError):
+        opener.reader(wrap(bytes(damaged))).readall()
+
+
+def test_memory_that_is_read_from_may_change_between_two_reads(opener, sealed):
+    file = io.BytesIO()
+    file.write(b"junk" + sealed)
+    file.seek(4)
+    with opener.reader(file) as reader:
+        assert reader.read(100 * CHUNK) == TRUTH[: 100 * CHUNK]
+        assert file.tell() <= file.getbuffer().nbytes  # and no view of it is kept:
+        file.seek(0, io.SEEK_END)
+        file.write(b"more")
+        file.truncate(len(sealed) + 4)
+        reader.seek(CHUNK)
+        assert reader.read() == TRUTH[CHUNK:]
+        assert file.tell() == len(sealed) + 4
+        assert reader.read() == reader.read(5) == reader.read(0) == b""
+
+
+def test_what_is_read_in_several_objects_is_one(opener, sealed):
+    for wrap in (io.BytesIO, Pipe):
+        assert opener.reader(wrap(sealed)).read(1 << 40) == TRUTH
+        assert opener.reader(wrap(sealed)).read(None) == TRUTH
+        assert opener.reader(wrap(sealed)).read(-1) == TRUTH
+
+
 def test_a_file_that_changes_under_the_reader_is_noticed(opener, sealed):
     for change in (
         lambda f: f.truncate(FRONT + 10 * SEALED_CHUNK),

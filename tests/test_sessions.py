@@ -3,6 +3,8 @@
 
 import io
 import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support import Opener, Sealer, key, upload
@@ -31,6 +33,26 @@ def test_a_session_lasts_exactly_its_number_of_messages(limited, opener):
     seen = [header_of(e) for e in made]
     assert [seen.index(h) // 3 for h in seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
     assert [opener.open(e) for e in made] == [b"%d" % i for i in range(10)]
+
+
+def test_messages_set_aside_for_single_reports_are_there_for_other_calls(limited):
+    sealer = limited(max_messages=10)
+    first = header_of(sealer.seal(b""))
+    assert header_of(sealer.seal(b"")) == first  # sets the other eight aside
+    assert header_of(sealer.seal_batch([b""] * 8)) == first
+    assert header_of(sealer.seal(b"")) != first
+
+
+def test_threads_never_take_more_than_a_session_has(limited):
+    sealer = limited(max_messages=100)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(sealer.seal, [b""] * 3000))
+        batches = list(pool.map(sealer.seal_batch, [[b""] * 7] * 50))
+    used = Counter(map(header_of, made))
+    for batch in batches:
+        used[header_of(batch)] += 7
+    assert max(used.values()) <= 100
+    assert sum(used.values()) == 3350
 
 
 def test_records_envelopes_and_uploads_all_count_as_messages(limited):

@@ -266,6 +266,11 @@ static void chunks_refused(engine *e, const upseal_key *key, uint64_t first, int
     CHECK(upseal_open_chunks(e->work, key, first, last, in, out_len, out, in_len, &opened) ==
           UPSEAL_EARGUMENT);
     CHECK(opened == 0 && all_zero(out, in_len));
+    free(out);
+    out = dirty(in_len);
+    CHECK(upseal_open_chunks_private(e->work, key, first, last, in, out_len, out, in_len) ==
+          UPSEAL_EARGUMENT);
+    CHECK(all_zero(out, in_len));
     free(in);
     free(out);
 }
@@ -309,6 +314,10 @@ static void test_chunk_arguments(engine *e, uint8_t cipher)
     CHECK(upseal_open_chunks(e->work, key, 0, 1, out, 0, &one, 1, &opened) == UPSEAL_EARGUMENT);
     CHECK(upseal_open_chunks(e->work, key, 0, 1, out, TAG + 1, &one, 0, &opened) ==
           UPSEAL_EARGUMENT);
+    CHECK(upseal_open_chunks_private(e->work, key, 0, 1, out, TAG, NULL, 0) == UPSEAL_OK);
+    CHECK(upseal_open_chunks_private(e->work, key, 0, 1, out, TAG + 1, &one, 0) ==
+          UPSEAL_EARGUMENT);
+    CHECK(upseal_open_chunks_private(NULL, key, 0, 1, out, TAG, &one, 1) == UPSEAL_EARGUMENT);
     CHECK(upseal_seal_chunks(NULL, key, 0, 1, in, 1, out, TAG + 1) == UPSEAL_EARGUMENT);
     CHECK(all_zero(out, TAG + 1));
     free(in);

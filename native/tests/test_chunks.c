@@ -42,6 +42,9 @@ static void round_trip(uint8_t cipher, size_t len)
                                  total - whole * SEALED, out + before, len - before,
                                  &opened) == UPSEAL_OK);
         CHECK(before == whole * CHUNK && opened == len % CHUNK && memcmp(out, in, len) == 0);
+        if (len) memset(out, 0xaa, len);
+        CHECK(upseal_open_chunks_private(e->work, key, 0, 1, sealed, total, out, len) == UPSEAL_OK);
+        CHECK(memcmp(out, in, len) == 0);
         free(sealed);
         free(split);
         free(out);
@@ -51,7 +54,8 @@ static void round_trip(uint8_t cipher, size_t len)
     upseal_key_free(key);
 }
 
-/* Two whole chunks and a short one. What comes before the first bad chunk is given, no more. */
+/* Two whole chunks and a short one. What comes before the first bad chunk is given, no more; and
+ * of private memory nothing. */
 static void tampered(engine *e, uint8_t cipher)
 {
     enum { LEN = 2 * CHUNK + 40 };
@@ -69,6 +73,10 @@ static void tampered(engine *e, uint8_t cipher)
               UPSEAL_EFORGED);
         CHECK(opened == good && memcmp(out, in, good) == 0);
         CHECK(all_zero(out + good, LEN - good));
+        memset(out, 0xaa, LEN);
+        CHECK(upseal_open_chunks_private(e->work, key, 5, 1, sealed, total, out, LEN) ==
+              UPSEAL_EFORGED);
+        CHECK(all_zero(out, LEN));
         sealed[at] ^= 0x10;
         free(out);
     }

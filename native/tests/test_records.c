@@ -106,6 +106,16 @@ static void envelopes_of(uint8_t cipher, int padded)
                                        context, sizeof context, in.values + in.offsets[i],
                                        sizes[i], padded, one, one_len) == UPSEAL_OK);
             CHECK(memcmp(one, sealed + ends[i], one_len) == 0);
+            const upseal_front same = {key, prefix, PREFIX, padded};
+            memset(one, 0xee, one_len);
+            CHECK(upseal_seal_report(e->work, NULL, sealed + ends[i] + PREFIX, context,
+                                     sizeof context, in.values + in.offsets[i], sizes[i], one,
+                                     one_len) == UPSEAL_EARGUMENT);
+            CHECK(all_zero(one, one_len));
+            CHECK(upseal_seal_report(e->work, &same, sealed + ends[i] + PREFIX, context,
+                                     sizeof context, in.values + in.offsets[i], sizes[i], one,
+                                     one_len) == UPSEAL_OK);
+            CHECK(memcmp(one, sealed + ends[i], one_len) == 0);
             CHECK(upseal_open_envelope(e->work, key, PREFIX, context, sizeof context, one, one_len,
                                        padded, report, one_len - FRONT - UPSEAL_TAG_LEN) ==
                   (int64_t)sizes[i]);

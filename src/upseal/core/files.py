@@ -150,7 +150,9 @@ def open_file(
                     _read_at(reading.fileno(), piece.sealed, at)
                 except _ShortError:
                     raise Truncated from None
-                if not engine.open_chunks(key, piece.first, piece.last, piece.sealed, piece.plain):
+                if not engine.open_chunks(
+                    key, piece.first, piece.last, piece.sealed, piece.plain, private=True
+                ):
                     raise OpenError
                 _write_at(writing.fileno(), piece.plain, piece.first * CHUNK)
 

@@ -168,34 +168,55 @@ class Opener:
         aad_end = as_bytes(context, "context")
         results: list[bytes | OpenError] = [OpenError()] * listed.total
         places: Sequence[int] = range(listed.total)
-        # Mostly all are of one session. What is not is sorted by session, and opened so.
+        # Mostly all are of one session. What is not is sorted by session, and opened so: at once if
+        # the last is not of the first one's, since then most are not.
         if listed.total:
             try:
                 route = self._route(listed.reports[0])
             except OpenError as error:
                 results[0] = error
             else:
-                places = self._open_listed(route, listed, aad_end, places, results)
-        sorted_: dict[bytes, tuple[Header, Kind, list[int]]] = {}
+                if listed.reports[-1][: len(route.prefix)] == route.prefix:
+                    places = self._open_listed(route, listed, aad_end, places, results)
+        alike: dict[bytes, list[int]] = {}
         for i in places:
+            data = listed.reports[i]
+            alike.setdefault(bytes(data[: headers.size(data) + 1]), []).append(i)
+        for members in alike.values():
             try:
-                header, kind = _front(listed.reports[i])
-                sorted_.setdefault(header.raw + kind.mark, (header, kind, []))[2].append(i)
-            except OpenError as error:
-                results[i] = error
-        for header, kind, members in sorted_.values():
-            try:
-                route = self._route_of(header, kind)
                 if len(members) == 1:
-                    data = as_bytes(listed.reports[members[0]], "an envelope")
-                    results[members[0]] = self._open_one(route, data, aad_end)
+                    results[members[0]] = self.open(listed.reports[members[0]], aad_end)
                 else:
-                    group = Listed([listed.reports[i] for i in members])
-                    self._open_listed(route, group, aad_end, members, results)
+                    self._open_alike(listed.reports, aad_end, members, results)
             except OpenError as error:
                 for i in members:
                     results[i] = error
         return results
+
+    def _open_alike(
+        self,
+        envelopes: Sequence[Buffer],
+        aad_end: bytes,
+        places: Sequence[int],
+        results: list[bytes | OpenError],
+    ) -> None:
+        """Opens envelopes that begin alike, up to their kind, into ``results``."""
+        whole = []
+        for i in places:  # what is cut off must cost no public-key operation
+            try:
+                header, kind = _front(envelopes[i])
+                whole.append(i)
+            except OpenError as error:
+                results[i] = error
+        if whole:
+            try:
+                route = self._route_of(header, kind, hashlib.sha256(header.raw).digest())
+            except OpenError as error:
+                for i in whole:
+                    results[i] = error
+            else:
+                group = Listed([envelopes[i] for i in whole])
+                self._open_listed(route, group, aad_end, whole, results)
 
     def _open_listed(
         self,
@@ -315,19 +336,25 @@ class Opener:
             return last
         key_set = self._keys  # before the cache is read: see remove_key
         size = headers.size(data)
-        known = self._cache.get(hashlib.sha256(data[:size]).digest())
+        front = bytes(data[:size])
+        digest = hashlib.sha256(front).digest()
+        known = self._cache.get(digest)
         if known is None:
-            return self._route_of(*_front(data))
+            header, kind = _front(data)
+            if header.raw != front:  # a buffer that somebody writes to meanwhile
+                digest = hashlib.sha256(header.raw).digest()
+            return self._route_of(header, kind, digest)
         kind = read_kind(data, size, "envelope")
         check_envelope(len(data), size, kind.padded)
-        prefix = bytes(data[: size + 1])
-        route = self._last = _Route(prefix, kind.mark, kind.padded, known.keys.report, key_set)
+        mark, padded = kind.mark, kind.padded
+        route = self._last = _Route(front + mark, mark, padded, known.keys.report, key_set)
         return route
 
-    def _route_of(self, header: Header, kind: Kind) -> _Route:
+    def _route_of(self, header: Header, kind: Kind, digest: bytes) -> _Route:
         key_set = self._keys
-        keys = self._session_of(header)
-        route = _Route(header.raw + kind.mark, kind.mark, kind.padded, keys.report, key_set)
+        known = self._cache.get(digest) or self._first_contact(header, key_set, digest)
+        mark = kind.mark
+        route = _Route(header.raw + mark, mark, kind.padded, known.keys.report, key_set)
         if self._cache_size:
             self._last = route
         return route
@@ -338,12 +365,15 @@ class Opener:
         return known.keys
 
     def _first_contact(self, header: Header, keys: _KeySet, digest: bytes) -> _Known:
-        ours = next((e for e in header.entries if (e.suite, e.key_id) in keys), None)
-        if ours is None:
+        for entry in header.entries:
+            which = (int(entry.suite), entry.key_id)
+            key = keys.get(which)
+            if key is not None:
+                break
+        else:
             raise UnknownRecipient([(int(e.suite), e.key_id) for e in header.entries])
-        which = (int(ours.suite), ours.key_id)
         try:
-            secret: bytes | None = bytes(memoryview(keys[which].unwrap(ours.wrapped)))
+            secret: bytes | None = bytes(memoryview(key.unwrap(entry.wrapped)))
         except Exception:  # whatever an HSM may raise: only the commitment is seen to fail
             secret = None
         session = open_session(self._engine, header, secret)

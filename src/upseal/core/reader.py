@@ -14,6 +14,11 @@ from upseal.engine.buffers import Buffer
 from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
+_FROM_MEMORY = 64
+"""Chunks opened in one go straight from memory to where they belong, by way of no buffer."""
+_PART = 64 * CHUNK
+"""Of a pipe's bytes, how many are opened into one object."""
+
 
 class OpeningReader(io.RawIOBase):
     """Opens an upload while it is read; seekable if the file under it is.
@@ -33,8 +38,9 @@ class OpeningReader(io.RawIOBase):
         self._at = 0  # of the next byte to hand out
         self._start = 0  # of the plaintext that is held
         self._held = memoryview(b"")
-        self._buffer = memoryview(bytearray(PIECE * CHUNK))
-        self._sealed = memoryview(bytearray(PIECE * SEALED_CHUNK))
+        # Longer when they must be: what is read at once, or from memory, does without.
+        self._buffer = memoryview(bytearray(CHUNK))
+        self._sealed = memoryview(bytearray())
         self._seekable = fileobj.seekable()
         self._base = fileobj.tell() if self._seekable else 0
         front = self._read_front()
@@ -47,6 +53,9 @@ class OpeningReader(io.RawIOBase):
         self._readinto: Callable[[memoryview], int | None] = getattr(
             fileobj, "readinto", None
         ) or _by_read(fileobj)
+        # Of memory, what it holds is opened where it lies. Not of a subclass: that may read
+        # something else.
+        self._memory = fileobj if type(fileobj) is io.BytesIO else None
         self.size: int | None = None
         """Bytes of plaintext, verified; None while that is not known (a pipe)."""
         if self._seekable:
@@ -86,7 +95,39 @@ class OpeningReader(io.RawIOBase):
             OSError: the file under it failed, now or earlier: nothing is skipped by trying again.
         """
         self._check()
-        out = memoryview(target).cast("B")
+        return self._read(memoryview(target).cast("B"), private=False)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes of verified plaintext, fewer only at the verified end.
+
+        Raises:
+            OpenError: as `readinto`.
+            OSError: as `readinto`.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        self._check()
+        parts: list[bytes] = []
+        while size > 0:
+            # How long a pipe is, nobody knows: its bytes come together bit by bit.
+            most = _PART if self.size is None else max(0, self.size - self._at)
+            asked = min(size, most)
+            room = self._engine.room(asked)
+            try:
+                done = self._read(room.view, private=True)
+            except Exception:
+                if not parts:
+                    raise
+                break  # what verified is handed out; the next call raises
+            if not done:
+                break
+            parts.append(room.take(done))
+            if done < asked:  # the end, or an error that the next call raises
+                break
+            size -= done
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, out: memoryview, private: bool) -> int:
         done = 0
         while done < len(out):
             if self._start <= self._at < self._start + len(self._held):
@@ -95,7 +136,7 @@ class OpeningReader(io.RawIOBase):
                 out[done : done + taken] = held[:taken]
             else:
                 try:
-                    loaded = self._load(out[done:])
+                    loaded = self._load(out[done:], private)
                 except Exception as error:
                     if self._error is None:
                         self._fail(error)
@@ -111,17 +152,20 @@ class OpeningReader(io.RawIOBase):
 
     def readall(self) -> bytes:
         """Everything from here to the verified end."""
-        out = bytearray()
-        while piece := self.read(PIECE * CHUNK):
-            out += piece
-        return bytes(out)
+        parts = []
+        while piece := self.read(_PART if self.size is None else max(0, self.size - self._at)):
+            parts.append(piece)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Forgets the plaintext held. The other file stays open."""
         if not self.closed:
             self._held = memoryview(b"")
-            self._buffer[:] = bytes(len(self._buffer))
+            self._wipe()
         super().close()
+
+    def _wipe(self) -> None:
+        self._buffer[:] = bytes(len(self._buffer))
 
     def _check(self) -> None:
         if self.closed:
@@ -158,8 +202,11 @@ class OpeningReader(io.RawIOBase):
         opened = self._open_at(last_chunk, 1, self._buffer)
         self._start, self._held = last_chunk * CHUNK, self._buffer[:opened]
 
-    def _load(self, room: memoryview) -> int | None:
+    def _load(self, room: memoryview, private: bool) -> int | None:
         """Opens what comes next, straight into ``room`` where whole chunks fit in.
+
+        Only a ``private`` room may hold what has not verified yet. What is held for later reads
+        never does: a second thread that reads at once, though it should not, could else see it.
 
         Returns:
             Bytes put into ``room``; 0 if they are held instead; None at the end.
@@ -169,20 +216,25 @@ class OpeningReader(io.RawIOBase):
         if self._ended or (self.size is not None and self._at >= self.size):
             return None
         direct = self._at % CHUNK == 0 and len(room) >= CHUNK
-        chunks = min(PIECE, len(room) // CHUNK) if direct else PIECE
-        out = room if direct else self._buffer
+        most = PIECE if self._memory is None else _FROM_MEMORY
+        chunks = min(most, len(room) // CHUNK) if direct else PIECE
         chunk = self._at // CHUNK
         self._held = memoryview(b"")
+        if not direct and len(self._buffer) < PIECE * CHUNK:
+            self._wipe()
+            self._buffer = memoryview(bytearray(PIECE * CHUNK))
+        private = private and direct
+        out = room if direct else self._buffer
         if self._seekable:
-            opened = self._open_at(chunk, chunks, out)
+            opened = self._open_at(chunk, chunks, out, private)
         else:
-            opened = self._open_next(chunk, chunks, out)
+            opened = self._open_next(chunk, chunks, out, private)
         if direct:
             return opened or None
         self._start, self._held = chunk * CHUNK, out[:opened]
         return 0 if opened else None
 
-    def _open_at(self, chunk: int, chunks: int, out: memoryview) -> int:
+    def _open_at(self, chunk: int, chunks: int, out: memoryview, private: bool = False) -> int:
         """Opens so many chunks, or up to the end, of a seekable file."""
         assert self.size is not None
         last_chunk = self.size // CHUNK
@@ -191,18 +243,26 @@ class OpeningReader(io.RawIOBase):
         length = chunks * SEALED_CHUNK
         if last:
             length += self.size % CHUNK - CHUNK
-        if self._next != chunk:
-            self._file.seek(self._base + chunk * SEALED_CHUNK)
-        self._next = -1  # until all is read, who knows where the file stands
-        if self._fill(length) != length:
+        at = self._base + chunk * SEALED_CHUNK
+        if self._memory is not None:
+            # Not its getbuffer(): to make that, it copies all of the bytes that it came from.
+            sealed = memoryview(self._memory.getvalue())[at : at + length]
+            self._file.seek(at + len(sealed))
+        else:
+            if self._next != chunk:
+                self._file.seek(at)
+            self._next = -1  # until all is read, who knows where the file stands
+            sealed = self._fill(length)
+            self._next = chunk + chunks
+        if len(sealed) != length:
             raise self._fail(Truncated())
-        self._next = chunk + chunks
-        return self._open(chunk, last, length, out)
+        return self._open(chunk, last, sealed, out, private)
 
-    def _open_next(self, chunk: int, chunks: int, out: memoryview) -> int:
+    def _open_next(self, chunk: int, chunks: int, out: memoryview, private: bool) -> int:
         """Opens so many chunks, or up to the end, of a pipe."""
         length = chunks * SEALED_CHUNK
-        got = self._fill(length)
+        sealed = self._fill(length)
+        got = len(sealed)
         last = got < length
         whole, rest = divmod(got, SEALED_CHUNK)
         if last and rest < TAG:
@@ -212,19 +272,24 @@ class OpeningReader(io.RawIOBase):
             last, got = False, whole * SEALED_CHUNK  # if one of these is forged, that comes first
         if chunk + whole + last > CHUNKS_MAX:
             raise self._fail(OpenError())
-        opened = self._open(chunk, last, got, out)
+        opened = self._open(chunk, last, sealed[:got], out, private)
         if last:
             self._ended, self.size = True, chunk * CHUNK + opened
         return opened
 
-    def _open(self, chunk: int, last: bool, got: int, out: memoryview) -> int:
-        size = got - TAG * (got // SEALED_CHUNK + last)
-        if not self._engine.open_chunks(self._key, chunk, last, self._sealed[:got], out[:size]):
+    def _open(
+        self, chunk: int, last: bool, sealed: memoryview, out: memoryview, private: bool
+    ) -> int:
+        size = len(sealed) - TAG * (len(sealed) // SEALED_CHUNK + last)
+        target = out[:size]
+        if not self._engine.open_chunks(self._key, chunk, last, sealed, target, private):
             raise self._fail(OpenError())
         return size
 
-    def _fill(self, length: int) -> int:
+    def _fill(self, length: int) -> memoryview:
         """Reads up to ``length`` sealed bytes; fewer only at the end of the file."""
+        if len(self._sealed) < length:
+            self._sealed = memoryview(bytearray(length))
         target = self._sealed[:length]
         got = min(len(self._rest), length)
         target[:got] = self._rest[:got]
@@ -236,7 +301,7 @@ class OpeningReader(io.RawIOBase):
             if not count:
                 break
             got += count
-        return got
+        return target[:got]
 
 
 def _by_read(fileobj: IO[bytes]) -> Callable[[memoryview], int | None]:

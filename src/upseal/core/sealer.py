@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import cache
 from os import urandom
 from typing import IO, TYPE_CHECKING, overload
 
@@ -22,6 +23,8 @@ from upseal.engine.types import Engine
 
 if TYPE_CHECKING:
     from upseal.core.writer import SealingWriter
+
+_LIMITS = Limits()
 
 
 class Sealer:
@@ -63,20 +66,16 @@ class Sealer:
                 raise TypeError(f"a recipient is a PublicKey, not {type(recipient).__name__}")
         if not 1 <= len(self.recipients) <= RECIPIENTS_MAX:
             raise ValueError(f"1 to {RECIPIENTS_MAX} recipients, not {len(self.recipients)}")
-        if len({(r.suite, r.key_id) for r in self.recipients}) < len(self.recipients):
-            raise ValueError("a recipient is named twice")
-        if len({r.suite.post_quantum for r in self.recipients}) > 1 and not allow_mixed:
-            raise ValueError(
-                "post-quantum and classical recipients together are only as strong as the "
-                "classical ones; pass allow_mixed=True if that is meant"
-            )
+        if len(self.recipients) > 1:
+            _check_together(self.recipients, allow_mixed)
         if padding is not None and not isinstance(padding, Padding):
             raise TypeError(f"padding is a Padding or None, not {type(padding).__name__}")
-        self.limits = limits if limits is not None else Limits()
+        self.limits = limits if limits is not None else _LIMITS
         self.padding = padding
-        self.cipher = Cipher.parse(default_cipher() if cipher is None else cipher)
+        self.cipher = _default_cipher() if cipher is None else Cipher.parse(cipher)
         self._engine = resolve(engine)
         self._padded = padding is not None
+        self._longest = RECORD_MAX - self._padded
         self._envelope_kind = (Kind.PADDED_ENVELOPE if self._padded else Kind.ENVELOPE).mark
         self._batch_kind = (Kind.PADDED_BATCH if self._padded else Kind.BATCH).mark
         self._session: Session | None = None
@@ -102,17 +101,20 @@ class Sealer:
             report = as_bytes(report, "a report")
         if type(context) is not bytes:
             context = as_bytes(context, "context")
-        if len(report) > RECORD_MAX - self._padded:
+        if len(report) > self._longest:
             raise ValueError("a report is longer than 16 MiB")
-        session = self._take(1)
-        return self._engine.seal_envelope(
-            session.report_key,
-            urandom(NONCE),
-            session.envelope_prefix,
-            self._envelope_kind + context,
-            report,
-            self._padded,
-        )
+        session = self._session
+        # Without the lock: a session that another thread replaces meanwhile is still good for the
+        # message that was taken from it (see Session.set_aside).
+        try:
+            if session is None or session.ends <= seconds():
+                session = self._take(1)
+            else:
+                session.spend()
+        except IndexError:
+            session = self._take(1, True)
+        kind = self._envelope_kind
+        return session.seal(urandom(NONCE), kind + context if context else kind, report)
 
     def seal_many(self, reports: Sequence[Buffer], context: Buffer = b"") -> list[bytes]:
         """Reports as independent envelopes of one session: as `seal` on each, far faster.
@@ -199,7 +201,7 @@ class Sealer:
         self._engine.measure(reports, self._padded)  # mistakes first: they must spend nothing
         session = self._take(reports.total)
         return self._engine.seal_envelopes(
-            session.report_key,
+            session.keys.report,
             urandom(NONCE),
             session.envelope_prefix,
             aad,
@@ -231,17 +233,45 @@ class Sealer:
             out,
         )
 
-    def _take(self, messages: int) -> Session:
-        """The session for so many messages, a new one if the present one has no room or is old."""
+    def _take(self, messages: int, more: bool = False) -> Session:
+        """The session for so many messages, a new one if the present one has no room or is old.
+
+        With ``more`` it also gets some to spend without asking here.
+        """
         with self._lock:
             session = self._session
-            if session is None or session.left < messages or session.ends <= seconds():
+            if session is None or session.ends <= seconds() or not session.take(messages):
                 session = self._session = self._renew()
-            session.left -= messages
+                session.take_alone(messages)
+            if more:
+                session.set_aside()
             return session
 
     def _renew(self) -> Session:
-        return Session(self._engine, self.cipher, self.recipients, self.limits, self._envelope_kind)
+        return Session(
+            self._engine,
+            self.cipher,
+            self.recipients,
+            self.limits,
+            self._envelope_kind,
+            self._padded,
+        )
 
     def __repr__(self) -> str:
         return f"<Sealer {self.cipher} to {', '.join(repr(r) for r in self.recipients)}>"
+
+
+@cache
+def _default_cipher() -> Cipher:
+    return Cipher.parse(default_cipher())
+
+
+def _check_together(recipients: Sequence[PublicKey], allow_mixed: bool) -> None:
+    """Checks what more than one recipient can get wrong."""
+    if len({(r.suite, r.key_id) for r in recipients}) < len(recipients):
+        raise ValueError("a recipient is named twice")
+    if len({r.suite.post_quantum for r in recipients}) > 1 and not allow_mixed:
+        raise ValueError(
+            "post-quantum and classical recipients together are only as strong as the "
+            "classical ones; pass allow_mixed=True if that is meant"
+        )

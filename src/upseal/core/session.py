@@ -33,12 +33,15 @@ _AEAD_NAMES = {
     Cipher.CHACHA20_POLY1305: b"AEAD_CHACHA20_POLY1305",
 }
 SALT = 24
+_SHA512 = SHA512()
+_ASIDE = 64
+"""How many messages are set aside at a time."""
 
 
 def derive(secret: bytes, bound: bytes) -> bytes:
     """``report_key | batch_key | upload_key | commitment``, 128 bytes."""
     info = _KEYS_INFO + hashlib.sha512(bound).digest()
-    return HKDFExpand(SHA512(), 128, info).derive(secret)
+    return HKDFExpand(_SHA512, 128, info).derive(secret)
 
 
 class SessionKeys:
@@ -73,14 +76,14 @@ class SessionKeys:
     def upload(self, salt: bytes, context: bytes) -> tuple[Any, bytes]:
         """The key of one upload, and its commitment (c2sp.org/chunked-encryption)."""
         info = _CHUNKED_INFO + _AEAD_NAMES[self.cipher] + b"\0" + salt + context
-        derived = HKDFExpand(SHA512(), 76, info).derive(self._derived[64:96])
+        derived = HKDFExpand(_SHA512, 76, info).derive(self._derived[64:96])
         return self.engine.chunk_key(self.cipher, derived[:44]), derived[44:]
 
 
 class Session:
     """A sealer's side: a header, its keys, and how much of its life is left."""
 
-    __slots__ = ("ends", "envelope_prefix", "header", "keys", "left", "report_key")
+    __slots__ = ("_aside", "_left", "ends", "envelope_prefix", "header", "keys", "seal", "spend")
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Session:
         recipients: Sequence[PublicKey],
         limits: Limits,
         envelope_kind: bytes,
+        padded: bool,
     ) -> None:
         """Makes a random session secret and wraps it for every recipient."""
         secret = os.urandom(SECRET_LEN)
@@ -98,9 +102,41 @@ class Session:
         self.header = bound + derived[96:]
         self.envelope_prefix = self.header + envelope_kind
         self.keys = SessionKeys(engine, cipher, derived)
-        self.report_key = self.keys.report
-        self.left = limits.max_messages
+        self.seal = engine.sealing(self.keys.report, self.envelope_prefix, padded)
         self.ends = seconds() + limits.max_age
+        self._left = limits.max_messages
+        self._aside: list[None] = []
+        self.spend = self._aside.pop
+        """Takes one of the messages set aside, without a lock: IndexError if there is none."""
+
+    def take(self, messages: int) -> bool:
+        """Takes so many messages if there is room for them. Under the sealer's lock."""
+        while self._left < messages and self._aside:
+            try:
+                self.spend()
+            except IndexError:  # another thread was quicker
+                break
+            self._left += 1
+        if self._left < messages:
+            return False
+        self._left -= messages
+        return True
+
+    def take_alone(self, messages: int) -> None:
+        """Takes so many messages of a new session, even if it has not as many."""
+        self._left -= messages
+
+    def set_aside(self) -> None:
+        """Lets the next few messages be taken by `spend`. Under the sealer's lock.
+
+        A lock round each message costs more than all other Python of `Sealer.seal`. A message is an
+        entry of a list instead, and whoever pops it has it: CPython pops under the GIL, and in its
+        free-threaded builds under a lock of the list's own. So no message is taken twice, and no
+        session seals more than its limit.
+        """
+        several = max(0, min(self._left, _ASIDE))
+        self._left -= several
+        self._aside.extend([None] * several)
 
 
 def open_session(engine: Engine, header: Header, secret: bytes | None) -> SessionKeys:

@@ -52,6 +52,9 @@ class Suite(IntEnum):
         suite.wrapped_len = range(shortest, longest + 1)
         return suite
 
+    # Enum's own is written in Python and hashes the name; every header is looked up by its suite.
+    __hash__ = int.__hash__
+
     @property
     def post_quantum(self) -> bool:
         """Whether it holds against a quantum computer."""

@@ -60,6 +60,21 @@ def _uncleared_bytes() -> Callable[[None, int], bytes]:
     return make
 
 
+class Room:
+    """See `upseal.engine.types.Room`: the object itself is written to, so nothing is copied."""
+
+    __slots__ = ("_made", "view")
+
+    def __init__(self, size: int) -> None:
+        self._made = new_bytes(size)
+        self.view = memoryview(ffi.buffer(ffi.from_buffer("uint8_t[]", self._made)))
+
+    def take(self, size: int) -> bytes:
+        """See there."""
+        self.view.release()
+        return self._made if size == len(self._made) else self._made[:size]
+
+
 def new_offsets(count: int) -> array[int]:
     """Zeros, for the offsets of ``count`` records."""
     return array("q", [0]) * (count + 1)

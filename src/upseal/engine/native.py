@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 from upseal.engine._native import ffi, lib
 from upseal.engine.buffers import grown
 from upseal.engine.machine import cores
-from upseal.engine.memory import Workspace, new_bytes, new_offsets
+from upseal.engine.memory import Room, Workspace, new_bytes, new_offsets
 from upseal.engine.records import Listed, Packed, Reports
+from upseal.engine.single import sealing
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
+from upseal.engine.status import check_forged as _check_forged
+from upseal.engine.status import failed as _failed
 from upseal.engine.threads import wait_for
-from upseal.engine.types import EngineError
+from upseal.engine.types import EngineError, SealOne
 
-# Of one report each: what stands in the way of these two is felt.
-_seal_envelope = lib.upseal_seal_envelope
-_open_envelope = lib.upseal_open_envelope
+_open_envelope = lib.upseal_open_envelope  # of one report: what stands in its way is felt
 
 _FRONT = NONCE + TAG
 _GROUP = 256 * 1024
@@ -81,25 +81,9 @@ class NativeEngine:
 
     # -- records ---------------------------------------------------------------
 
-    def seal_envelope(
-        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
-    ) -> bytes:
+    def sealing(self, key: Any, prefix: bytes, padded: bool) -> SealOne:
         """See Engine."""
-        length = lib.upseal_padded_len(len(report)) if padded else len(report)
-        size = len(prefix) + _FRONT + length
-        out = b"\0" * size  # as bytes(size), and faster
-        try:
-            space = self._idle.pop()
-        except IndexError:
-            space = Workspace(self._index)
-        status = _seal_envelope(
-            space.work, key, nonce, prefix, len(prefix), aad, len(aad), report, len(report), padded,
-            out, size,
-        )  # fmt: skip
-        self._idle.append(space)
-        if status:
-            _failed(status)
-        return out
+        return sealing(self._idle, self._index, key, prefix, padded)
 
     def open_envelope(
         self, key: Any, prefix_len: int, aad: bytes, envelope: bytes, padded: bool
@@ -305,21 +289,35 @@ class NativeEngine:
             _failed(status)
 
     def open_chunks(
-        self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
+        self,
+        key: Any,
+        first: int,
+        last: bool,
+        data: memoryview,
+        out: memoryview,
+        private: bool = False,
     ) -> bool:
         """See Engine."""
-        opened = ffi.new("size_t *")
         with ffi.from_buffer("uint8_t[]", data) as d, ffi.from_buffer("uint8_t[]", out, True) as o:
             space = self._take()
-            status = lib.upseal_open_chunks(
-                space.work, key, first, last, d, len(d), o, len(o), opened
-            )
+            if private:
+                status = lib.upseal_open_chunks_private(
+                    space.work, key, first, last, d, len(d), o, len(o)
+                )
+            else:
+                status = lib.upseal_open_chunks(
+                    space.work, key, first, last, d, len(d), o, len(o), ffi.new("size_t *")
+                )
             self._idle.append(space)
             if status == lib.UPSEAL_EFORGED:
                 lib.upseal_wipe(o, len(o))
         if status:
             _check_forged(status)
         return not status
+
+    def room(self, size: int) -> Room:
+        """See Engine."""
+        return Room(size)
 
     def _take(self) -> Workspace:
         try:
@@ -377,18 +375,6 @@ def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:
     if lib.upseal_records_measure(size, offsets, count, padded, total):
         raise ValueError("offsets fall, leave the values, or bound a report over 16 MiB")
     return int(total[0])
-
-
-def _check_forged(status: int) -> None:
-    """Raises if it is anything but a forgery: that is no fault of the data."""
-    if status != lib.UPSEAL_EFORGED:
-        _failed(status)
-
-
-def _failed(status: int) -> NoReturn:
-    if status == lib.UPSEAL_EARGUMENT:
-        raise ValueError("a report is longer than 16 MiB, or its offsets are wrong")
-    raise EngineError(f"the C core failed with status {status} (pid {os.getpid()})")
 
 
 assert SEALED_CHUNK == lib.UPSEAL_SEALED_CHUNK_LEN

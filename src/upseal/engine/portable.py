@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from io import BytesIO
 from itertools import pairwise
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from upseal.engine.buffers import as_bytes, grown
 from upseal.engine.padding import pad, padded_len, unpad
 from upseal.engine.records import Listed, Packed, Reports, check_offsets, pack, sealed_ends, split
 from upseal.engine.sizes import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
+from upseal.engine.types import SealOne
 
 
 class _RecordKey(Protocol):
@@ -34,17 +36,29 @@ class XAES256GCM:
 
     def __init__(self, key: bytes) -> None:
         self._block = Cipher(algorithms.AES256(key), modes.ECB())  # noqa: S305 - one block each
-        (l_top, l_low) = struct.unpack(">QQ", self._block.encryptor().update(bytes(16)))
+        # Making an encryptor costs 13 times what using it does. Whole blocks leave nothing in it,
+        # but one serves one thread at a time: those not in use wait here.
+        block = self._block.encryptor()
+        self._idle = [block]
+        (l_top, l_low) = struct.unpack(">QQ", block.update(bytes(16)))
         doubled = (l_top << 64 | l_low) << 1
-        self._k1 = (doubled & ((1 << 128) - 1)) ^ (0x87 * (doubled >> 128))
+        k1 = (doubled & ((1 << 128) - 1)) ^ (0x87 * (doubled >> 128))
+        labels = (int.from_bytes(bytes((0, i)) + b"X\0" + bytes(12), "big") for i in (1, 2))
+        first, second = (label ^ k1 for label in labels)
+        self._masks = first << 128 | second
         self._last: tuple[bytes, AESGCM] = (b"", AESGCM(key))
 
     def _subkey(self, front: bytes) -> AESGCM:
         known, aead = self._last
         if known != front:
-            base = int.from_bytes(b"\0\0X\0" + front, "big") ^ self._k1
-            blocks = b"".join((base ^ (i << 112)).to_bytes(16, "big") for i in (1, 2))
-            aead = AESGCM(self._block.encryptor().update(blocks))
+            number = int.from_bytes(front, "big")
+            blocks = ((number << 128 | number) ^ self._masks).to_bytes(32, "big")
+            try:
+                block = self._idle.pop()
+            except IndexError:
+                block = self._block.encryptor()
+            aead = AESGCM(block.update(blocks))
+            self._idle.append(block)
             self._last = (front, aead)
         return aead
 
@@ -123,11 +137,13 @@ class PortableEngine:
 
     # -- records ---------------------------------------------------------------
 
-    def seal_envelope(
-        self, key: _RecordKey, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
-    ) -> bytes:
+    def sealing(self, key: _RecordKey, prefix: bytes, padded: bool) -> SealOne:
         """See Engine."""
-        return prefix + nonce + key.seal(nonce, aad, _prepared(report, padded))
+
+        def seal(nonce: bytes, aad: bytes, report: bytes) -> bytes:
+            return prefix + nonce + key.seal(nonce, aad, _prepared(report, padded))
+
+        return seal
 
     def open_envelope(
         self, key: _RecordKey, prefix_len: int, aad: bytes, envelope: bytes, padded: bool
@@ -149,12 +165,8 @@ class PortableEngine:
         padded: bool,
     ) -> Iterator[Packed]:
         """See Engine."""
-        yield pack(
-            [
-                self.seal_envelope(key, _xor(nonce, i), prefix, aad, report, padded)
-                for i, report in enumerate(_each(reports))
-            ]
-        )
+        seal = self.sealing(key, prefix, padded)
+        yield pack([seal(_xor(nonce, i), aad, r) for i, r in enumerate(_each(reports))])
 
     def open_envelopes(
         self, key: _RecordKey, prefix: bytes, aad: bytes, envelopes: Reports, padded: bool
@@ -231,7 +243,13 @@ class PortableEngine:
             )
 
     def open_chunks(
-        self, key: _ChunkKey, first: int, last: bool, data: memoryview, out: memoryview
+        self,
+        key: _ChunkKey,
+        first: int,
+        last: bool,
+        data: memoryview,
+        out: memoryview,
+        private: bool = False,
     ) -> bool:
         """See Engine."""
         whole, rest = divmod(len(data), SEALED_CHUNK)
@@ -241,13 +259,33 @@ class PortableEngine:
         try:
             for i in range(whole + last):
                 piece = data[i * SEALED_CHUNK : (i + 1) * SEALED_CHUNK]
-                at = i * CHUNK  # what comes out is copied there once its tag has been checked
-                target = out[at : at + len(piece) - TAG]
-                target[:] = key.aead.decrypt(key.nonce(first + i), piece, None)
+                target = out[i * CHUNK : i * CHUNK + len(piece) - TAG]
+                if private:
+                    key.aead.decrypt_into(key.nonce(first + i), piece, None, target)
+                else:  # copied there only once its tag has been checked
+                    target[:] = key.aead.decrypt(key.nonce(first + i), piece, None)
         except InvalidTag:
             out[:] = bytes(len(out))
             return False
         return True
+
+    def room(self, size: int) -> _Room:
+        """See Engine."""
+        return _Room(size)
+
+
+class _Room:
+    """See `upseal.engine.types.Room`: of BytesIO, which gives out what it holds uncopied."""
+
+    def __init__(self, size: int) -> None:
+        self._file = BytesIO(bytes(size))
+        self.view = self._file.getbuffer()
+
+    def take(self, size: int) -> bytes:
+        """See there."""
+        self.view.release()
+        made = self._file.getvalue()
+        return made if size == len(made) else made[:size]
 
 
 def _placed(data: bytes | memoryview, out: bytearray | None) -> bytes | memoryview:

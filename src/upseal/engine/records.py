@@ -63,7 +63,9 @@ class Listed:
             reports = [view(report, "a report") for report in reports]
         self.reports = reports
         self.total = len(reports)
-        self.offsets = memoryview(array("q", accumulate(map(len, reports), initial=0)))
+        # struct writes a row of numbers in half of the time that array takes to read it.
+        offsets = accumulate(map(len, reports), initial=0)
+        self.offsets = memoryview(struct.pack(f"{self.total + 1}q", *offsets)).cast("q")
 
     def groups(self, size: int, each: int = 0) -> Iterator[tuple[int, int]]:
         """Neighbours of about ``size`` bytes together, each counted for ``each`` at least."""
@@ -140,7 +142,8 @@ def split(records: Packed) -> list[bytes]:
     if ends[0]:
         ends = [end - ends[0] for end in ends]
     whole = values.obj
-    if isinstance(whole, bytes) and len(whole) == len(values):  # slicing bytes is the fastest
+    # Slicing bytes is the fastest, but all of them is no copy: of a work space, that would change.
+    if isinstance(whole, bytes) and len(whole) == len(values) and len(ends) > 2:
         return [whole[a:b] for a, b in pairwise(ends)]
     return [bytes(values[a:b]) for a, b in pairwise(ends)]
 

@@ -7,16 +7,31 @@ no file. Two of them give the same bytes: ``native`` (C) and ``portable`` (no C 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from upseal.engine.records import Packed, Reports
 
+SealOne: TypeAlias = Callable[[bytes, bytes, bytes], bytes]
+"""Nonce, AAD and report to an envelope."""
+
 
 class EngineError(RuntimeError):
     """The engine could not do its work: no memory, or a library refused. Not the data's fault."""
+
+
+class Room(Protocol):
+    """Bytes in the making, which nobody else has seen."""
+
+    @property
+    def view(self) -> memoryview:
+        """Where to write them, and drop before `take`. What is not written may be anything."""
+
+    def take(self, size: int) -> bytes:
+        """The first ``size`` of them: from now on they are like all bytes."""
 
 
 class Engine(Protocol):
@@ -44,10 +59,11 @@ class Engine(Protocol):
             ValueError: one is longer than 16 MiB with its padding, or the offsets are wrong.
         """
 
-    def seal_envelope(
-        self, key: Any, nonce: bytes, prefix: bytes, aad: bytes, report: bytes, padded: bool
-    ) -> bytes:
-        """``prefix | nonce | ciphertext | tag``."""
+    def sealing(self, key: Any, prefix: bytes, padded: bool) -> SealOne:
+        """What seals single reports of a session: nonce, AAD and report to an envelope.
+
+        That is ``prefix | nonce | ciphertext | tag``.
+        """
 
     def open_envelope(
         self, key: Any, prefix_len: int, aad: bytes, envelope: bytes, padded: bool
@@ -110,9 +126,19 @@ class Engine(Protocol):
         """
 
     def open_chunks(
-        self, key: Any, first: int, last: bool, data: memoryview, out: memoryview
+        self,
+        key: Any,
+        first: int,
+        last: bool,
+        data: memoryview,
+        out: memoryview,
+        private: bool = False,
     ) -> bool:
         """Opens sealed chunks into ``out`` (exactly as long), or says False and leaves zeros.
 
         Nothing is written to ``out`` before its tag has been checked: it may be the caller's.
+        With ``private`` it is, which saves a copy: only for memory that nobody else can see yet.
         """
+
+    def room(self, size: int) -> Room:
+        """Memory for ``size`` bytes: private, for `open_chunks`, until they are taken."""
