@@ -16,7 +16,7 @@ help: ## this list
 test: setup ## everything that must hold: C tests, lint, types, Python tests
 	$(MAKE) --no-print-directory ctest lint pytest
 
-demo: setup ## what upseal does, in a minute
+demo: setup ## what upseal does, in a minute and a half
 	$(BIN)/upseal demo
 
 setup: .venv/core ## the environment in .venv, with the C core built into it

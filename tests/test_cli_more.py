@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from test_cli import UPSEAL, upseal
 
 from upseal.cli import common, inventory, main, measure, parser, tree
+from upseal.fleet.agent import inventory as host
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +144,19 @@ def test_dates_are_warned_of(tmp_path):
 
 def test_demo(tmp_path):
     env = {"TMPDIR": str(tmp_path)}
-    args = ("demo", "--json", "--reports", 1500, "--upload-mib", 2)
+    args = ("demo", "--skip-fleet", "--json", "--reports", 1500, "--upload-mib", 2)
     done = upseal(*args, env=env)
     assert done.stderr == b""
     facts = json.loads(done.stdout)
-    assert facts["match"] is True
+    assert facts["match"] is facts["core"]["match"] is True
     assert facts["engine"] in ("native", "portable")
-    reports = facts["reports"]
+    assert facts["reports"] is facts["clients"] is None, "the fleet's"
+    reports = facts["core"]["reports"]
     assert reports["made"] == reports["opened"] == 1500
     assert sum(reports["properties"].values()) == 1500
     assert reports["batches"]["batches"] == 2
     assert reports["envelopes"]["overhead_per_report"] == 171
-    upload = facts["upload"]
+    upload = facts["core"]["upload"]
     assert upload["sha256_match"] is True
     assert upload["bytes"] >= 2 << 20
     assert upload["pipe"]["overhead"] == upload["file"]["overhead"] > 0
@@ -163,9 +165,9 @@ def test_demo(tmp_path):
 
 def test_demo_in_words_and_kept(tmp_path):
     kept = tmp_path / "kept"
-    args = ("demo", "--reports", 300, "--upload-mib", 1, "--keep", kept, "-t", "p256")
-    done = upseal(*args)
-    assert b"everything the same: yes" in done.stdout
+    args = ("demo", "--skip-fleet", "--reports", 300, "--upload-mib", 1, "--keep", kept)
+    done = upseal(*args, "-t", "p256")
+    assert b"everything as it should be: yes" in done.stdout
     lines = done.stderr.decode().splitlines()
     assert len(lines) > 5
     assert all(line.startswith("upseal demo: ") for line in lines)
@@ -202,14 +204,22 @@ def test_demo_without_psutil(monkeypatch, capsys):
     assert "pip install upseal[demo]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options", [("--agents", "2"), ("--skip-core", "--skip-fleet"), ("--seconds", "-1")]
+)
+def test_demo_refuses_what_makes_no_sense(options):
+    assert main(["demo", *options]) == 2
+
+
 def test_demo_notices_a_difference(monkeypatch, capsys):
     from upseal import Opener
 
     monkeypatch.setattr(Opener, "open_many", lambda self, blobs: [b"wrong"] * len(blobs))
-    assert main(["demo", "--json", "--reports", "3", "--upload-mib", "0"]) == 1
+    options = ("--skip-fleet", "--json", "--reports", "3", "--upload-mib", "0")
+    assert main(["demo", *options]) == 1
     facts = json.loads(capsys.readouterr().out)
-    assert facts["match"] is False
-    assert facts["reports"]["opened"] == 0
+    assert facts["match"] is facts["core"]["match"] is False
+    assert facts["core"]["reports"]["opened"] == 0
 
 
 def test_reports_are_real_json_of_one_thing_each():
@@ -226,12 +236,12 @@ def test_packages_from_dpkg_or_else_python(monkeypatch, tmp_path):
         "Package: a\nStatus: install ok installed\nVersion: 1\nDescription: x\n more: y\n\n"
         "Package: b\nStatus: deinstall ok config-files\nVersion: 2\n\n"
     )
-    monkeypatch.setattr(inventory, "DPKG_STATUS", status)
-    (found,) = inventory.packages()
+    monkeypatch.setattr(host, "DPKG_STATUS", status)
+    (found,) = host.packages()
     assert (found["name"], found["version"], found["summary"]) == ("a", "1", "x")
-    monkeypatch.setattr(inventory, "DPKG_STATUS", tmp_path / "none")
+    monkeypatch.setattr(host, "DPKG_STATUS", tmp_path / "none")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    names = {found["name"] for found in inventory.packages()}
+    names = {found["name"] for found in host.packages()}
     assert "cryptography" in names
 
 
@@ -305,7 +315,7 @@ def complete(words):
     ("words", "offered"),
     [
         (["upseal", ""], list(parser.COMMANDS)),
-        (["upseal", "se"], ["seal"]),
+        (["upseal", "se"], ["seal", "server"]),
         (["upseal", "--ver"], ["--version"]),
         (["upseal", "keygen", "-t", "rsa"], ["rsa2048", "rsa3072", "rsa4096"]),
         (["upseal", "seal", "--allow"], ["--allow-mixed"]),

@@ -55,12 +55,26 @@ def _commands() -> list[Command]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             found += [
-                Command(name, COMMANDS[name][1], [_option(a) for a in sub._actions])
+                Command(name, COMMANDS[name][1], _options(sub))
                 for name, sub in action.choices.items()
             ]
         else:
             found[0].options.append(_option(action))
     return found
+
+
+def _options(parser: argparse.ArgumentParser) -> list[Option]:
+    """Its own, and once each those of its acts, if it has some (``upseal agent run``)."""
+    found: dict[tuple[str, ...], Option] = {}
+    for action in parser._actions:
+        option = _option(action)
+        found.setdefault(tuple(option.flags or [action.dest]), option)
+        if isinstance(action, argparse._SubParsersAction):
+            for act in action.choices.values():
+                for option in _options(act):
+                    if option.flags:
+                        found.setdefault(tuple(option.flags), option)
+    return list(found.values())
 
 
 def _option(action: argparse.Action) -> Option:

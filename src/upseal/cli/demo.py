@@ -1,62 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``upseal demo``: the main job on this host's own data, checked byte by byte."""
+"""``upseal demo``: the main job of the whole product, on this machine and its own data.
+
+First the core alone (`demo_core`), then a fleet of real processes (`demo_fleet`).
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from upseal.cli import stopping
+from upseal.cli import demo_core
 from upseal.cli.common import (
     BAD,
-    IO,
     OK,
     USAGE,
     Failure,
     check_engine,
     complain,
     doing,
-    printable_size,
     say,
     say_json,
     shown,
-    table,
 )
-from upseal.cli.inventory import gather, load_psutil
+from upseal.cli.inventory import load_psutil
 from upseal.cli.keygen import KINDS
-from upseal.cli.progress import Progress
-from upseal.cli.tree import choose, sha256, tar_stream
+from upseal.cli.progress import Steps
 from upseal.cli.version import engine_facts
 
-if TYPE_CHECKING:
-    from upseal.core.opener import Opener
-    from upseal.core.sealer import Sealer
-
-BATCH = 1000
-_ROOM = 4
-"""Times the upload's size: the plain and the sealed files that stand there at once."""
-T = TypeVar("T")
+_LEAST_AGENTS = 3
+"""One at each level."""
+_MOST_AGENTS = 1000
+_FLEET = ("reports", "plaintext_on_wire", "rotation", "orphans", "clients")
+"""What the fleet part puts at the top of the object."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("--json", action="store_true", help="one object, for machines")
-    parser.add_argument("--keep", metavar="DIR", help="a new folder that keeps keys and files")
-    parser.add_argument("-t", "--type", choices=KINDS, default="x25519", help="kind of key")
-    parser.add_argument(
-        "--reports", type=_whole, default=10_000, help="how many (default: 10000; at least 1)"
+    parser.add_argument("--keep", metavar="DIR", help="a new folder that keeps everything")
+    parser.add_argument("-t", "--type", choices=KINDS, default="x25519", help="kind of keys")
+    fleet = parser.add_argument_group("the fleet")
+    fleet.add_argument("--skip-fleet", action="store_true", help="the core's part alone")
+    fleet.add_argument(
+        "--agents", metavar="N", type=_whole, default=50, help="how many (default: 50; at least 3)"
     )
-    parser.add_argument(
-        "--upload-mib", type=_whole, default=256, help="least size of the upload (default: 256)"
+    fleet.add_argument(
+        "--seconds",
+        metavar="N",
+        type=_whole,
+        default=5,
+        help="how long they report before the key is rotated (default: 5)",
+    )
+    fleet.add_argument(
+        "--clients", action="store_true", help="a line for each client, also where they are many"
+    )
+    core = parser.add_argument_group("the core")
+    core.add_argument("--skip-core", action="store_true", help="the fleet alone")
+    core.add_argument(
+        "--reports",
+        metavar="N",
+        type=_whole,
+        default=10_000,
+        help="how many (default: 10000; at least 1)",
+    )
+    core.add_argument(
+        "--upload-mib",
+        metavar="N",
+        type=_whole,
+        default=256,
+        help="least size of the upload (default: 256)",
     )
 
 
@@ -67,30 +85,85 @@ def _whole(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; exit code 1 if anything came back otherwise than it went in."""
+    """Runs it; exit code 1 if anything did not come out as it should."""
     if args.reports < 1:
         raise Failure(USAGE, "the demo needs at least one report; give --reports 1 or more")
+    if not _LEAST_AGENTS <= args.agents <= _MOST_AGENTS:
+        raise Failure(USAGE, f"the demo needs {_LEAST_AGENTS} to {_MOST_AGENTS} agents")
+    if args.skip_core and args.skip_fleet:
+        raise Failure(USAGE, "nothing is left to show; leave --skip-core or --skip-fleet away")
     check_engine()
     load_psutil()
+    if not args.skip_fleet:
+        _check_fleet()
+    begin = time.perf_counter()
+    core = fleet = None
     with _folder(args.keep) as folder, doing(f"work in {shown(folder)}"):
-        need = _ROOM * (args.upload_mib << 20)
-        free = shutil.disk_usage(folder).free
-        if free < need:
-            raise Failure(
-                IO,
-                f"the demo needs {printable_size(need)} in {shown(folder)} and "
-                f"{printable_size(free)} are free; set TMPDIR, or give a smaller --upload-mib",
-            )
-        with _Steps(quiet=args.json) as steps:
-            result = _demo(args, folder, steps)
+        if not args.skip_core:
+            demo_core.check_room(args.upload_mib, folder)
+        with Steps(quiet=args.json) as steps:
+            if not args.skip_core:
+                core = demo_core.demonstrate(args, folder, steps)
+            if not args.skip_fleet:
+                fleet = _fleet(args, folder, steps)
+    match = all(part["match"] for part in (core, fleet) if part is not None)
+    seconds = round(time.perf_counter() - begin, 2)
     if args.json:
-        say_json(result)
+        say_json(_facts(core, fleet, match, seconds))
     else:
-        say(_in_words(result, args.keep))
-    if result["match"]:
+        say(_words(args, core, fleet, match, seconds))
+    if match:
         return OK
-    complain("something came back otherwise than it went in; this is a bug: report it")
+    complain("something is not as it should be; this is a bug: report it")
     return BAD
+
+
+def _check_fleet() -> None:
+    try:
+        import upseal.cli.demo_fleet.acts
+        import upseal.fleet.relay.relay  # noqa: F401 - the processes need it
+    except ImportError as error:
+        raise Failure(
+            USAGE,
+            f"the demo's fleet needs {error.name}; pip install upseal[demo], or use --skip-fleet",
+        ) from error
+
+
+def _fleet(args: argparse.Namespace, folder: Path, steps: Steps) -> dict[str, Any]:
+    from upseal.cli.demo_fleet.acts import play
+
+    place = folder / "fleet"
+    return play(place, args.agents, args.type, args.seconds, steps, keep=bool(args.keep))
+
+
+def _facts(
+    core: dict[str, Any] | None, fleet: dict[str, Any] | None, match: bool, seconds: float
+) -> dict[str, Any]:
+    from upseal import __version__
+
+    found: dict[str, Any] = dict(fleet) if fleet is not None else dict.fromkeys(_FLEET)
+    found |= {"fleet_seconds": found.pop("seconds", None), "core": core}
+    return {"version": __version__, **engine_facts(), **found, "match": match, "seconds": seconds}
+
+
+def _words(
+    args: argparse.Namespace,
+    core: dict[str, Any] | None,
+    fleet: dict[str, Any] | None,
+    match: bool,
+    seconds: float,
+) -> str:
+    parts = []
+    if core is not None:
+        parts.append(demo_core.in_words(core))
+    if fleet is not None:
+        from upseal.cli.demo_fleet.words import in_words
+
+        parts.append(in_words(fleet, each=args.clients))
+    if args.keep:
+        parts.append(f"kept in {shown(args.keep)}\n")
+    verdict = "everything as it should be"
+    return "\n".join([*parts, f"{verdict}: {demo_core.same(match)}; {seconds} s\n"])
 
 
 @contextmanager
@@ -104,209 +177,4 @@ def _folder(keep: str | None) -> Iterator[Path]:
         return
     with doing(f"make the folder {shown(keep)}"):
         os.mkdir(keep, 0o700)
-    yield Path(keep)
-
-
-class _Steps:
-    """Says what is being done: one changing line on a terminal, else a line each."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.progress = Progress("")
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._lines = sys.stderr is not None and not terminal and not quiet
-
-    def __call__(self, text: str) -> Progress:
-        stopping.check()
-        if self._lines:
-            print(f"upseal demo: {text}", file=sys.stderr, flush=True)
-        self.progress.clear()
-        self.progress = Progress(text)
-        self.progress.show(text)
-        return self.progress
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.clear()
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    start = time.perf_counter()
-    result = work()
-    return result, max(time.perf_counter() - start, 1e-9)
-
-
-def _demo(args: argparse.Namespace, folder: Path, steps: _Steps) -> dict[str, Any]:
-    from upseal import Opener, PrivateKey, Sealer, __version__
-
-    begin = time.perf_counter()
-    steps("making a key pair")
-    key = PrivateKey.generate(args.type)
-    sealer, opener = Sealer([key.public_key]), Opener([key])
-    if args.keep:
-        from upseal.cli.common import write_new
-
-        write_new(str(folder / "key.pem"), key.to_pem(), 0o600)
-        write_new(str(folder / "key.pub.pem"), key.public_key.to_pem(), 0o666)
-    reports = gather(args.reports, steps("looking at this host"))
-    result: dict[str, Any] = {
-        "version": __version__,
-        **engine_facts(),
-        "cipher": str(sealer.cipher),
-        "suite": key.public_key.name,
-        "key_id": key.key_id.hex(),
-        "reports": _reports(reports, sealer, opener, steps, folder if args.keep else None),
-        "upload": None,
-    }
-    match = result["reports"]["match"]
-    if args.upload_mib:
-        with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-            upload = _upload(args, Path(work), sealer, opener, steps)
-            match = match and upload["sha256_match"]
-            result["upload"] = upload
-            if args.keep:
-                os.replace(Path(work) / "tree.tar", folder / "tree.tar")
-                os.replace(Path(work) / "file.sealed", folder / "tree.tar.sealed")
-    return {**result, "match": match, "seconds": round(time.perf_counter() - begin, 2)}
-
-
-def _reports(
-    reports: list[bytes], sealer: Sealer, opener: Opener, steps: _Steps, keep: Path | None
-) -> dict[str, Any]:
-    import json
-
-    count, size = len(reports), sum(map(len, reports))
-    steps(f"sealing {count} reports as envelopes")
-    envelopes, seal_time = _timed(lambda: sealer.seal_many(reports))
-    opened, open_time = _timed(lambda: opener.open_many(envelopes))
-    right = sum(a == b for a, b in zip(opened, reports, strict=True))
-    as_envelopes = _figures(count, size, sum(map(len, envelopes)), seal_time, open_time, right)
-
-    steps(f"sealing {count} reports as batches of {BATCH}")
-    parts = [reports[i : i + BATCH] for i in range(0, count, BATCH)]
-    batches, seal_time = _timed(lambda: [sealer.seal_batch(part) for part in parts])
-    unpacked, open_time = _timed(lambda: [list(opener.open_batch(batch)) for batch in batches])
-    again = [report for batch in unpacked for report in batch]
-    right = sum(a == b for a, b in zip(again, reports, strict=False))
-    as_batches = _figures(count, size, sum(map(len, batches)), seal_time, open_time, right)
-    if keep is not None:
-        (keep / "reports.ndjson").write_bytes(b"\n".join(reports) + b"\n")
-        (keep / "first-report.sealed").write_bytes(envelopes[0])
-        for number, batch in enumerate(batches, 1):
-            (keep / f"batch-{number:03}.sealed").write_bytes(batch)
-    properties = Counter(json.loads(report)["property"] for report in reports)
-    return {
-        "made": count,
-        "opened": min(as_envelopes["opened"], as_batches["opened"]),
-        "bytes": size,
-        "properties": dict(properties.most_common()),
-        "envelopes": as_envelopes,
-        "batches": {"batches": len(batches), **as_batches},
-        "match": as_envelopes["match"] and as_batches["match"] and len(again) == count,
-    }
-
-
-def _figures(
-    count: int, size: int, sealed: int, seal_time: float, open_time: float, right: int
-) -> dict[str, Any]:
-    return {
-        "count": count,
-        "opened": right,
-        "match": right == count,
-        "sealed_bytes": sealed,
-        "overhead": sealed - size,
-        "overhead_per_report": round((sealed - size) / count, 2),
-        "seal_per_s": round(count / seal_time),
-        "open_per_s": round(count / open_time),
-    }
-
-
-def _upload(
-    args: argparse.Namespace, folder: Path, sealer: Sealer, opener: Opener, steps: _Steps
-) -> dict[str, Any]:
-    """First from tar's pipe and back as a stream; then that tar file, file to file, by threads."""
-    from upseal.core.files import open_file, seal_file
-
-    piped, tar, sealed, again = (
-        folder / name for name in ("pipe.sealed", "tree.tar", "file.sealed", "again.tar")
-    )
-    steps("choosing files of this host")
-    files, _, folders = choose(args.upload_mib << 20)
-    progress = steps("sealing tar's output, through a pipe")
-    with tar_stream(files, folder) as stream:
-        size, seal_time = _timed(lambda: seal_file(stream, piped, sealer, progress=progress))  # type: ignore[arg-type]
-    digest = stream.digest()
-    progress = steps("opening it, as a stream")
-    with open(piped, "rb", buffering=0) as source, open(tar, "wb", buffering=0) as target:
-        _, open_time = _timed(lambda: open_file(source, target, opener, progress=progress))
-    steps("checking it")
-    pipe = _upload_figures(size, piped, seal_time, open_time, sha256(tar) == digest)
-    piped.unlink()
-
-    progress = steps("sealing the tar file, by threads")
-    _, seal_time = _timed(lambda: seal_file(tar, sealed, sealer, progress=progress))
-    progress = steps("opening it, by threads")
-    _, open_time = _timed(lambda: open_file(sealed, again, opener, progress=progress))
-    steps("checking it")
-    whole = _upload_figures(size, sealed, seal_time, open_time, sha256(again) == digest)
-    return {
-        "files": len(files),
-        "folders": folders,
-        "bytes": size,
-        "sha256": digest,
-        "sha256_match": pipe["sha256_match"] and whole["sha256_match"],
-        "pipe": pipe,
-        "file": whole,
-    }
-
-
-def _upload_figures(
-    size: int, sealed: Path, seal_time: float, open_time: float, match: bool
-) -> dict[str, Any]:
-    length = sealed.stat().st_size
-    return {
-        "sha256_match": match,
-        "sealed_bytes": length,
-        "overhead": length - size,
-        "seal_gb_per_s": round(size / 1e9 / seal_time, 3),
-        "open_gb_per_s": round(size / 1e9 / open_time, 3),
-    }
-
-
-def _in_words(result: dict[str, Any], keep: str | None) -> str:
-    reports, upload = result["reports"], result["upload"]
-    lines = [["", "count", "bytes", "overhead", "each", "sealed", "opened", "", "same"]]
-    for name, part in (("envelopes", reports["envelopes"]), ("batches", reports["batches"])):
-        lines.append(
-            [f"reports as {name}", f"{part['count']:,}", f"{reports['bytes']:,}",
-             f"{part['overhead']:,}", f"{part['overhead_per_report']:,.1f}",
-             f"{part['seal_per_s']:,}", f"{part['open_per_s']:,}", "reports/s",
-             _same(part["match"])]
-        )  # fmt: skip
-    for name, part in (("tar | upseal", upload["pipe"]), ("tar file", upload["file"])) * bool(
-        upload
-    ):
-        lines.append(
-            [f"upload, {name}", f"{upload['files']:,}", f"{upload['bytes']:,}",
-             f"{part['overhead']:,}", f"{part['overhead']:,}", f"{part['seal_gb_per_s']:.2f}",
-             f"{part['open_gb_per_s']:.2f}", "GB/s", _same(part["sha256_match"])]
-        )  # fmt: skip
-    kinds = ", ".join(f"{count} {name}" for name, count in reports["properties"].items())
-    top = [
-        ["engine", f"{result['engine']}, backend {result['backend']}: {result['reason']}"],
-        ["cipher, key", f"{result['cipher']}, {result['suite']} {result['key_id']}"],
-        ["reports", kinds],
-    ]
-    if upload:
-        top.append(["upload", f"{upload['files']} files in {', '.join(upload['folders'])}"])
-        top.append(["SHA-256", upload["sha256"]])
-    if keep:
-        top.append(["kept in", shown(keep)])
-    note = "upload rates have tar and the disk in them: `upseal bench` measures without"
-    end = f"\n{note}\neverything the same: {_same(result['match'])}; {result['seconds']} s\n"
-    return table(top) + "\n" + table(lines, right=(1, 2, 3, 4, 5, 6)) + end
-
-
-def _same(match: bool) -> str:
-    return "yes" if match else "NO"
+    yield Path(keep).absolute()

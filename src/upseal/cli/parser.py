@@ -17,7 +17,11 @@ COMMANDS = {
     "open": ("upseal.cli.opening", "decrypt and verify"),
     "explain": ("upseal.cli.explain", "say what sealed data is, without a key"),
     "bench": ("upseal.cli.bench", "measure this machine"),
-    "demo": ("upseal.cli.demo", "seal and open this host's own reports and files"),
+    "demo": ("upseal.cli.demo", "show all of it on this host's own data, checked byte by byte"),
+    "admin": ("upseal.cli.admin", "make a deployment, and manage its keys, clients and relays"),
+    "agent": ("upseal.cli.agent", "join a deployment, take reports, send them"),
+    "relay": ("upseal.cli.relay", "take reports from below, keep them, pass them on"),
+    "server": ("upseal.cli.server", "run a deployment's server, and look at what it has stored"),
     "completion": ("upseal.cli.completion", "print completions for bash, zsh or fish"),
 }
 """Name: module (with ``arguments(parser)`` and ``run(args)``) and help. Add a command here."""

@@ -56,3 +56,33 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.clear()
+
+
+class Steps:
+    """Says what is being done: one changing line on a terminal, else a line each."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.progress = Progress("")
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._lines = sys.stderr is not None and not terminal and not quiet
+
+    def __call__(self, text: str) -> Progress:
+        """The next one."""
+        stopping.check()
+        if self._lines:
+            print(f"upseal demo: {text}", file=sys.stderr, flush=True)
+        self.progress.clear()
+        self.progress = Progress(text)
+        self.progress.show(text)
+        return self.progress
+
+    def counting(self, text: str) -> None:
+        """How far the present one is; no line of its own where there are lines."""
+        stopping.check()
+        self.progress.show(text)
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.clear()

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``upseal agent``: joins a deployment, takes reports, sends them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upseal.cli.common import (
+    BAD,
+    IO,
+    OK,
+    USAGE,
+    Failure,
+    complain,
+    doing,
+    input_name,
+    read_all,
+    reading,
+    say_json,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from upseal.fleet.agent.agent import Agent
+    from upseal.fleet.agent.settings import Settings
+    from upseal.fleet.policy import Level
+
+DIRECTORY = "/var/lib/upseal"  # as upseal.fleet.agent.settings.DEFAULT_DIRECTORY
+LEVELS = ("required", "optional", "none")
+TOKEN_VARIABLE = "UPSEAL_TOKEN"  # noqa: S105 - the variable's name
+_ONCE_SECONDS = 300.0
+_TOKEN_MAX = 4096
+_NOTE = """\
+examples:
+  upseal agent enrol --parent https://relay.example:8443 --token-file token -d /var/lib/upseal
+  upseal agent run -d /var/lib/upseal
+  uptime | upseal agent report
+  upseal agent status
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.epilog = _NOTE
+    acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts", required=True)
+
+    def act(name: str, about: str) -> argparse.ArgumentParser:
+        text = about[0].upper() + about[1:] + "."
+        return acts.add_parser(name, help=about, description=text, allow_abbrev=False)
+
+    enrol = act("enrol", "join a deployment by a token")
+    enrol.add_argument("--parent", metavar="URL", required=True, help="the relay, or the server")
+    enrol.add_argument(
+        "--token",
+        metavar="TOKEN",
+        help=f"from `upseal admin token`; others see it here: better {TOKEN_VARIABLE}, or a file",
+    )
+    enrol.add_argument("--token-file", metavar="FILE", help="the token; - for standard input")
+    enrol.add_argument("--name", help="what the client is called (default: this host's name)")
+    enrol.add_argument("--fips", action="store_true", help="keys of P-256 only")
+    enrol.add_argument("--ca", metavar="FILE", help="authorities for the parent's TLS certificate")
+    _add_directory(enrol)
+    _add_level(enrol, "the level in its settings (default: optional)")
+    _add_json(enrol)
+
+    run = act("run", "gather and send, until told to stop")
+    _add_settings(run)
+    _add_level(run, "for this process, in place of settings and manifest")
+    run.add_argument("--once", action="store_true", help="gather once, send what there is, and end")
+    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+    report = act("report", "put reports into the spool; they are on the disk when it ends")
+    report.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
+    report.add_argument("--lines", action="store_true", help="each line is a report")
+    _add_settings(report)
+    _add_json(report)
+
+    status = act("status", "say what is wanted, what is done, and why")
+    _add_settings(status)
+    _add_json(status)
+
+    gather = act("gather", "show what would be reported about this host")
+    gather.add_argument("--what", metavar="NAME", action="append", help="this source alone")
+    _add_settings(gather)
+    gather.add_argument("--json", action="store_true", help="the reports themselves, one a line")
+
+
+def _add_directory(parser: Any) -> None:
+    parser.add_argument(
+        "-d",
+        "--directory",
+        metavar="DIR",
+        help=f"the agent's folder (default: {DIRECTORY})",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("-c", "--config", metavar="FILE", help="settings (default: DIR/agent.toml)")
+    _add_directory(group)
+
+
+def _add_level(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--level", choices=LEVELS, help=about)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does one of them."""
+    try:
+        from upseal.fleet import agent
+    except ImportError as error:
+        raise _missing(error) from error
+    acts = {"enrol": _enrol, "run": _run, "report": _report}
+    try:
+        if args.act in acts:
+            return acts[args.act](args)
+        from upseal.cli.agent_status import show_gathered, show_status
+
+        return show_status(args) if args.act == "status" else show_gathered(args)
+    except ImportError as error:
+        raise _missing(error) from error
+    except agent.SettingsError as error:
+        raise Failure(USAGE, f"the settings cannot be used: {error}") from error
+    except agent.NotEnrolled as error:
+        raise Failure(USAGE, f"{error}; `upseal agent enrol` makes one") from error
+    except agent.SpoolDamaged as error:
+        raise Failure(
+            BAD, f"{error}; move it away and look at it: it is never written over"
+        ) from error
+    except agent.SpoolFull as error:
+        raise Failure(IO, f"not taken: {error}; make room, or raise [spool] max_bytes") from error
+    except agent.SpoolError as error:
+        raise Failure(IO, f"{error}; try again") from error
+    except agent.AlreadySending as error:
+        raise Failure(IO, f"{error}; stop it first") from error
+
+
+def _missing(error: ImportError) -> Failure:
+    return Failure(USAGE, f"{error.name} is not installed; pip install upseal[fleet]")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Those of ``-c`` or ``-d``."""
+    from upseal.fleet.agent.settings import FILE_NAME, Settings
+
+    if args.config is not None:
+        path = Path(args.config)
+    else:
+        path = Path(args.directory or DIRECTORY) / FILE_NAME
+        if not path.exists():
+            raise Failure(USAGE, f"{shown(path)} is missing; `upseal agent enrol -d DIR` makes one")
+    with doing(f"read {shown(path)}"):
+        return Settings.load(path)
+
+
+def open_agent(args: argparse.Namespace) -> Agent:
+    """The agent of that folder."""
+    from upseal.fleet.agent.agent import Agent
+
+    return Agent(settings_of(args), _level(getattr(args, "level", None)))
+
+
+def _level(name: str | None) -> Level | None:
+    from upseal.fleet.policy import Level
+
+    return None if name is None else Level.parse(name)
+
+
+# -- enrol ------------------------------------------------------------------------------
+
+
+def _enrol(args: argparse.Namespace) -> int:
+    from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
+    from upseal.fleet.agent.settings import Http, Settings, host_name
+    from upseal.fleet.policy import Level
+
+    level = _level(args.level)
+    directory = Path(args.directory or DIRECTORY)
+    settings = Settings(
+        parent=args.parent,
+        directory=directory,
+        level=level if level is not None else Level.OPTIONAL,
+        name=args.name or host_name(),
+        fips=args.fips,
+        http=Http(ca=None if args.ca is None else os.path.abspath(args.ca)),
+    )
+    token = token_of(args)
+    try:
+        with doing(f"enrol {shown(directory)}"):
+            member = enrol(settings, token)
+    except EnrolmentRefused as error:
+        raise Failure(BAD, f"not enrolled: {error}; ask for a new token if it was used") from error
+    except ValueError as error:
+        raise Failure(USAGE, f"the token cannot be used: {error}") from error
+    if args.json:
+        say_json(
+            {
+                "agent": member.agent.hex(),
+                "deployment": member.deployment.hex(),
+                "name": settings.name,
+                "level": settings.level.value,
+                "directory": str(directory),
+            }
+        )
+    return OK
+
+
+def token_of(args: argparse.Namespace) -> str:
+    """The token of ``--token``, ``--token-file`` or the environment; also for a relay."""
+    given = [args.token, args.token_file]
+    if all(given):
+        raise Failure(USAGE, "--token and --token-file are both given; leave one away")
+    if args.token_file is not None:
+        name = None if args.token_file == "-" else args.token_file  # noqa: S105
+        with reading(name) as file, doing(f"read {shown(name)}"):
+            text = read_all(file, _TOKEN_MAX).decode("ascii", "replace")
+    else:
+        text = args.token or os.environ.get(TOKEN_VARIABLE, "")
+    if not text.strip():
+        raise Failure(USAGE, f"no token; give --token-file FILE, or set {TOKEN_VARIABLE}")
+    return str(text.strip())
+
+
+# -- run --------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from upseal.fleet.http import logs
+
+    logs.setup(level=args.log_level)
+    stop = threading.Event()
+    with open_agent(args) as agent, _signals(agent, args, stop):
+        if args.once:
+            return _once(agent, stop)
+        if agent.settings.listen is None:  # the server's parts are half of what is imported
+            agent.run(stop)
+            return OK
+        from upseal.fleet.agent.watching import watched
+
+        with doing("serve health and metrics"), watched(agent):
+            agent.run(stop)
+    return OK
+
+
+def _once(agent: Agent, stop: threading.Event) -> int:
+    from upseal.fleet.agent.gathering import Gatherer
+
+    if agent.settings.gather.interval > 0:
+        Gatherer(agent.settings.gather, agent.settings.name, agent.report_many).look(stop)
+    left = agent.send_all(_ONCE_SECONDS, stop)
+    if not left:
+        return OK
+    found = agent.status()
+    why = found["why"] if found["actual"] == "withheld" else "the parent has not receipted them"
+    complain(f"{left} reports remain in the spool: {why}")
+    return IO
+
+
+@contextmanager
+def _signals(agent: Agent, args: argparse.Namespace, stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end it in good order; SIGHUP has the settings read again."""
+    told = False
+
+    def end(number: int, frame: object) -> None:
+        # Once: a second signal may come while the first is inside `set`, whose lock is not one
+        # that its own thread can take again.
+        nonlocal told
+        if not told:
+            told = True
+            stop.set()
+
+    def again(number: int, frame: object) -> None:
+        # In a thread of its own: a handler must not wait for locks that it has interrupted.
+        threading.Thread(target=_reload, args=(agent, args), daemon=True).start()
+
+    handlers: dict[int, Any] = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: again}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _reload(agent: Agent, args: argparse.Namespace) -> None:
+    try:
+        if not agent.reload(settings_of(args)):
+            complain("warning: only level and batch are read again; restart for the rest")
+    except (Failure, ValueError, OSError) as error:
+        complain(f"warning: the settings stay as they were: {error}")
+
+
+# -- report -----------------------------------------------------------------------------
+
+
+def _report(args: argparse.Namespace) -> int:
+    from upseal.fleet.agent.settings import REPORT_MAX
+
+    name = input_name(args)
+    with open_agent(args) as agent, reading(name) as file:
+        numbers: list[int] = []
+        try:
+            if args.lines:
+                for lines in _lines(file, REPORT_MAX):
+                    numbers.extend(agent.report_many(lines))
+            else:
+                data = read_all(file, REPORT_MAX)
+                numbers.append(agent.report(data))
+        except ValueError as error:
+            raise Failure(BAD, f"{error}; {len(numbers)} reports before it were taken") from error
+        finally:
+            if args.json:
+                first, last = (numbers[0], numbers[-1]) if numbers else (None, None)
+                say_json({"made": len(numbers), "first": first, "last": last})
+    return OK
+
+
+def _lines(file: Any, most: int) -> Iterator[list[bytes]]:
+    """Lines as they come, so that those of a slow pipe are safe at once; empty ones are none."""
+    rest = b""
+    while piece := file.read(1 << 16):
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > most:
+            raise ValueError("a report is longer than 1 MiB")
+        if lines := [line for line in whole if line]:
+            yield lines
+    if rest:
+        yield [rest]
