@@ -2,7 +2,6 @@
 """The agent as a library and as a process, with a real server: enrolment, forks, signals, kills."""
 
 import contextlib
-import io
 import json
 import os
 import random
@@ -19,6 +18,8 @@ from fleet_agent_support import agent_of, drained, eventually, make_folder, pare
 from fleet_agent_support import settings_for as quick_settings
 from fleet_server_support import Site as RealSite
 from fleet_support import Site
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from support import wait_for_children
 
 from upseal.cli import main
@@ -26,7 +27,7 @@ from upseal.fleet import Agent as Public
 from upseal.fleet.agent import AlreadySending, NotEnrolled, Settings, SpoolError
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
-from upseal.fleet.http.client import Client, Unreachable
+from upseal.fleet.http.client import Client
 from upseal.fleet.policy import Level
 
 MARK = "sesame-plaintext-marker"
@@ -82,6 +83,9 @@ def upseal(*args, stdin="", monkeypatch=None, capsys=None, code=0):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
+    # A handler on the standard error of one test would be in the way of all that come after it.
+    monkeypatch.setattr("upseal.fleet.http.logs.setup", lambda **how: None)
+
     def run(*args, stdin="", code=0):
         return upseal(*args, stdin=stdin, monkeypatch=monkeypatch, capsys=capsys, code=code)
 
@@ -167,8 +171,6 @@ def test_enrolment_that_fails_can_be_run_again(server, tmp_path, cli, monkeypatc
 
 def test_answers_to_enrolment_that_lie(tmp_path):
     """Another server, or somebody between, that answers with what it likes."""
-    from starlette.responses import PlainTextResponse
-
     site = Site()
     site.enable()
     with parent_above(site) as parent:
@@ -178,11 +180,6 @@ def test_answers_to_enrolment_that_lie(tmp_path):
 
             async def enrolled(request, said=said):
                 return PlainTextResponse(said)
-
-            parent.app.router.routes[4].app = None
-            parent.app.router.routes[4].endpoint = enrolled
-            parent.raw = None
-            from starlette.routing import Route
 
             parent.app.router.routes[4] = Route("/v1/enrol", enrolled, methods=["POST"])
             with pytest.raises(EnrolmentRefused):
@@ -359,7 +356,7 @@ def killed_at_random(folder, server, rounds):
     assert sorted(mine) == sorted(made)
 
 
-# -- the library ------------------------------------------------------------------------------------
+# -- the library -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -477,15 +474,17 @@ def test_stopping_does_not_wait_for_the_parent(site, tmp_path):
 
 
 def test_a_damaged_trust_is_said_and_sends_nothing(site, tmp_path, caplog):
-    with parent_above(site) as parent:
-        with agent_of(site, tmp_path, parent.url, started=False) as agent:
-            path = tmp_path / "agent/trust.json"
-            path.write_bytes(path.read_bytes()[:-40])
-            agent.report(b"x")
-            agent.start()
-            eventually(lambda: agent.alarms.all())
-            assert agent.sender is None
-            assert not parent.posts
+    with (
+        parent_above(site) as parent,
+        agent_of(site, tmp_path, parent.url, started=False) as agent,
+    ):
+        path = tmp_path / "agent/trust.json"
+        path.write_bytes(path.read_bytes()[:-40])
+        agent.report(b"x")
+        agent.start()
+        eventually(lambda: agent.alarms.all())
+        assert agent.sender is None
+        assert not parent.posts
 
 
 def test_send_all_says_what_remains(site, tmp_path):
@@ -515,8 +514,3 @@ def test_status_of_a_folder_that_was_tampered_with(site, tmp_path):
         for said in ("[]", "{", '{"actual": null}', "null", "\0" * 100):
             (tmp_path / "agent/status.json").write_text(said)
             assert agent.status()["actual"] == "sealed"
-
-
-def test_unreachable_is_an_error_of_the_system():
-    assert issubclass(Unreachable, OSError)
-    assert io  # kept for the standard streams of the command line
