@@ -19,7 +19,7 @@ from upseal.fleet.agent.settings import SettingsError
 from upseal.fleet.http.client import Unreachable
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import State
-from upseal.fleet.relay.settings import Settings, toml_of
+from upseal.fleet.relay.settings import Http, Settings, toml_of
 
 UPSEAL = [sys.executable, "-m", "upseal", "relay"]
 QUICK = """
@@ -224,6 +224,7 @@ def test_settings_are_read_as_they_are_written(tmp_path):
     settings = Settings(
         parent="https://example.org:8443/x/", directory=tmp_path, name='a "quoted" \\ näme',
         listen="[::1]:0", decrypting=True, accepts_sealed=False, fips=True,
+        http=Http(ca="/etc/ca \\ own.pem"),
     )  # fmt: skip
     (tmp_path / "relay.toml").write_text(toml_of(settings))
     assert Settings.load(tmp_path / "relay.toml") == settings

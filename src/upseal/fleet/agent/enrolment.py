@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from upseal.fleet.http.problems import Problem
 from upseal.fleet.identity import SigningKey, load_or_make
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.trust import Outcome, Trust
+
+_PATIENCE = 30.0
+_AGAIN = 1.0
 
 
 class EnrolmentRefused(Exception):  # noqa: N818 - what happened
@@ -55,25 +59,36 @@ def enrol(settings: Settings, token_text: str) -> Membership:
     return member
 
 
-def first_manifest(client: Client, token: Token, directory: Path) -> Manifest:
-    """Begins to trust what the token vouches for; also for a relay."""
-    response = client.request("GET", "/v1/manifest?since=0")
-    if response.status != 200:
-        raise EnrolmentRefused(f"the parent has no manifest: {response.problem() or 'no answer'}")
+def first_manifest(
+    client: Client, token: Token, directory: Path, patience: float = _PATIENCE
+) -> Manifest:
+    """Begins to trust what the token vouches for; also for a relay.
+
+    A token made right after an act names a manifest that relays fetch within seconds: so long an
+    older one is asked about again.
+    """
+    deadline = time.monotonic() + patience
     path = directory / TRUST
-    path.unlink(missing_ok=True)  # of an enrolment that did not come to its end
-    trust = Trust.start(path, token.fingerprint, token.deployment, token.least_serial)
-    try:
-        chain = response.body.decode("ascii").split()
-    except UnicodeDecodeError:
-        chain = []
-    outcome = trust.offer(chain, now_ms()) if chain else Outcome.INVALID
-    if outcome is not Outcome.ACCEPTED or trust.manifest is None:
-        words = outcome.name.lower()
-        raise EnrolmentRefused(
-            f"the parent's manifest is not the one that the token vouches for ({words})"
-        )
-    return trust.manifest
+    while True:
+        response = client.request("GET", "/v1/manifest?since=0")
+        if response.status != 200:
+            problem = response.problem() or "no answer"
+            raise EnrolmentRefused(f"the parent has no manifest: {problem}")
+        path.unlink(missing_ok=True)  # of an enrolment that did not come to its end
+        trust = Trust.start(path, token.fingerprint, token.deployment, token.least_serial)
+        try:
+            chain = response.body.decode("ascii").split()
+        except UnicodeDecodeError:
+            chain = []
+        outcome = trust.offer(chain, now_ms()) if chain else Outcome.INVALID
+        if outcome is Outcome.ACCEPTED and trust.manifest is not None:
+            return trust.manifest
+        if outcome is not Outcome.OLDER or time.monotonic() >= deadline:
+            raise EnrolmentRefused(
+                "the parent's manifest is not the one that the token vouches for "
+                f"({outcome.name.lower()})"
+            )
+        time.sleep(_AGAIN)
 
 
 def ask(

@@ -284,6 +284,8 @@ def toml_of(settings: Settings) -> str:
         for name in ("accepts_sealed", "accepts_clear")
         if not getattr(settings, name)
     ]
+    if settings.http.ca is not None:
+        lines += ["", "[http]", f"ca = {_quoted(settings.http.ca)}"]
     return "\n".join(lines) + "\n"
 
 

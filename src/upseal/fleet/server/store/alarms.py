@@ -16,6 +16,7 @@ KINDS = (
     "contradiction",  # the same triple with other records
     "foreign-deployment",  # a statement made for another deployment
     "bad-signature",  # a statement that its agent did not sign so
+    "bad-statement",  # signed, with numbers that no agent counts to
     "unknown-agent",
     "revoked-agent",
     "wrong-agent",  # an agent's hop sent another agent's units
