@@ -142,7 +142,12 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def figure(found: dict[str, float], who: str, form: str = ".3f") -> str:
+def micros(found: dict[str, float]) -> dict[str, float]:
+    """Of one report, from seconds for 1,000."""
+    return {who: used * 1e3 for who, used in found.items()}
+
+
+def figure(found: dict[str, float], who: str, form: str) -> str:
     return format(found[who], form) if who in found else "-"
 
 
@@ -161,7 +166,7 @@ def in_words(result: dict[str, Any]) -> str:
         "by turns: medians",
         "",
     ]
-    lines = [["agents", "way", "", "reports/s", "(turns)", "CPU s per 1,000: agents", "relay",
+    lines = [["agents", "way", "", "reports/s", "(turns)", "CPU us a report: agents", "relay",
               "server", "unit p50 ms", "p99 ms", "sealed:clear, rate", "CPU"]]  # fmt: skip
     for row in result["rows"]:
         for name in ("sealed", "clear"):
@@ -170,7 +175,7 @@ def in_words(result: dict[str, Any]) -> str:
             lines.append([
                 f"{row['agents']:,}", row["way"], name, f"{found['rate']:,.0f}",
                 f"{min(found['rates']):,}-{max(found['rates']):,}",
-                *(figure(found["cpu"], who) for who in PARTIES),
+                *(figure(micros(found["cpu"]), who, ".1f") for who in PARTIES),
                 f"{found['median_ms']:.1f}", f"{found['p99_ms']:.1f}",
                 *(ratios if name == "sealed" else ["", ""]),
             ])  # fmt: skip

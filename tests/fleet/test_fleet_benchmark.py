@@ -12,7 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fleet.py"
 WAYS = {"direct", "passing relay", "decrypting relay"}
 TINY = (
-    "--agents=2", "--reports=20", "--seconds=1", "--unit=5", "--size=100", "--turns=1",
+    "--agents=2", "--reports=10", "--seconds=1", "--unit=5", "--size=100", "--turns=1",
     "--flush=0", "--watchers=3", "--real=0", "--poll=0.1",
 )  # fmt: skip
 
@@ -57,14 +57,13 @@ def test_it_runs_and_what_was_made_is_stored(tmp_path):
     assert {(turn["way"], turn["sealed"]) for turn in found["turns"]} == {
         (way, sealed) for way in WAYS for sealed in (True, False)
     }
-    assert [turn["made"] for turn in found["turns"]] == [20] * 6
+    assert [turn["made"] for turn in found["turns"]] == [10] * 6
     assert f"made {found['made']:,}, receipted {found['made']:,}" in words
 
 
-@pytest.mark.parametrize("option", ["--agents=0", "--watchers=2"])
-def test_what_it_cannot_do_is_refused(tmp_path, option):
+def test_what_it_cannot_do_is_refused():
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), *TINY, option], capture_output=True, timeout=60
+        [sys.executable, str(BENCHMARK), *TINY, "--watchers=2"], capture_output=True, timeout=60
     )
     assert done.returncode == 2
     assert not done.stdout

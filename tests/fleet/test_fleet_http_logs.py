@@ -208,8 +208,12 @@ def test_a_closed_stderr_ends_nothing():
         "logs.event(logging.getLogger('upseal.x'), 'gone')\n"
         "os.write(1, b'alive')\n"
     )
+    # Unbuffered: else Python itself ends with 120, for it cannot flush the stderr that is gone.
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, b"alive")
 
