@@ -68,10 +68,11 @@ class PostgreSql:
 
     def _run(self, program, *arguments):
         command = [self._programs / program, *arguments]
+        who = {}
         if self._user is not None:
-            command = ["runuser", "-u", "postgres", "--", *command]
+            who = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         done = subprocess.run(
             command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, timeout=120, text=True, errors="replace",
+            stderr=subprocess.STDOUT, timeout=120, text=True, errors="replace", **who,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
