@@ -15,11 +15,11 @@ from fleet_relay_support import eventually, make_folder, parent_of, senders, set
 from fleet_support import Site
 
 from upseal.cli import main
-from upseal.fleet.agent.settings import SettingsError
 from upseal.fleet.http.client import Unreachable
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import State
 from upseal.fleet.relay.settings import Http, Settings, toml_of
+from upseal.fleet.settings import SettingsError
 
 UPSEAL = [sys.executable, "-m", "upseal", "relay"]
 QUICK = """

@@ -13,11 +13,12 @@ from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
 from upseal.fleet.server import writer as writers
 from upseal.fleet.server.answers import Answers
-from upseal.fleet.server.settings import SettingsError, read_settings, split_address
+from upseal.fleet.server.settings import read_settings
 from upseal.fleet.server.store import Store, alarms, deadletters, now_ms, units
 from upseal.fleet.server.store.units import NewUnit
 from upseal.fleet.server.throttle import Throttle, Throttled
 from upseal.fleet.server.writer import Job, Letter, Quota, Settled, Writer
+from upseal.fleet.settings import SettingsError, split_listen
 from upseal.fleet.units import Status
 
 ID = "00112233445566778899aabbccddeeff"
@@ -101,11 +102,11 @@ def test_settings_that_are_wrong(tmp_path, text):
 
 
 def test_addresses():
-    assert split_address("127.0.0.1:0") == ("127.0.0.1", 0)
-    assert split_address("[::1]:8450") == ("::1", 8450)
+    assert split_listen("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert split_listen("[::1]:8450") == ("::1", 8450)
     for wrong in ("", ":", "host", "host:", ":1", "host:x", "host:70000", "host:-1"):
         with pytest.raises(SettingsError):
-            split_address(wrong)
+            split_listen(wrong)
 
 
 # -- the writer -----------------------------------------------------------------------------

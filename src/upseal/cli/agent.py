@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upseal.cli.common import (
@@ -26,17 +24,25 @@ from upseal.cli.common import (
     say_json,
     shown,
 )
+from upseal.cli.members import (
+    LOG_LEVELS,
+    Member,
+    acts_of,
+    add_json,
+    authorities_of,
+    enrolling,
+    token_of,
+)
 
 if TYPE_CHECKING:
     from upseal.fleet.agent.agent import Agent
     from upseal.fleet.agent.settings import Settings
     from upseal.fleet.policy import Level
 
-DIRECTORY = "/var/lib/upseal"  # as upseal.fleet.agent.settings.DEFAULT_DIRECTORY
+# As upseal.fleet.agent.settings has them, which takes longer to import.
+MEMBER = Member("agent", "client", "/var/lib/upseal", "agent.toml")
 LEVELS = ("required", "optional", "none")
-TOKEN_VARIABLE = "UPSEAL_TOKEN"  # noqa: S105 - the variable's name
 _ONCE_SECONDS = 300.0
-_TOKEN_MAX = 4096
 _NOTE = """\
 examples:
   upseal agent enrol --parent https://relay.example:8443 --token-file token -d /var/lib/upseal
@@ -48,71 +54,36 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.epilog = _NOTE
-    acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts", required=True)
-
-    def act(name: str, about: str) -> argparse.ArgumentParser:
-        text = about[0].upper() + about[1:] + "."
-        return acts.add_parser(name, help=about, description=text, allow_abbrev=False)
+    act = acts_of(parser, _NOTE)
 
     enrol = act("enrol", "join a deployment by a token")
-    enrol.add_argument("--parent", metavar="URL", required=True, help="the relay, or the server")
-    enrol.add_argument(
-        "--token",
-        metavar="TOKEN",
-        help=f"from `upseal admin token`; others see it here: better {TOKEN_VARIABLE}, or a file",
-    )
-    enrol.add_argument("--token-file", metavar="FILE", help="the token; - for standard input")
-    enrol.add_argument("--name", help="what the client is called (default: this host's name)")
-    enrol.add_argument("--fips", action="store_true", help="keys of P-256 only")
-    enrol.add_argument("--ca", metavar="FILE", help="authorities for the parent's TLS certificate")
-    _add_directory(enrol)
+    MEMBER.add_joining(enrol, "the relay, or the server")
     _add_level(enrol, "the level in its settings (default: optional)")
-    _add_json(enrol)
 
     run = act("run", "gather and send, until told to stop")
-    _add_settings(run)
+    MEMBER.add_settings(run)
     _add_level(run, "for this process, in place of settings and manifest")
     run.add_argument("--once", action="store_true", help="gather once, send what there is, and end")
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    run.add_argument("--log-level", choices=LOG_LEVELS, default="info")
 
     report = act("report", "put reports into the spool; they are on the disk when it ends")
     report.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
     report.add_argument("--lines", action="store_true", help="each line is a report")
-    _add_settings(report)
-    _add_json(report)
+    MEMBER.add_settings(report)
+    add_json(report)
 
     status = act("status", "say what is wanted, what is done, and why")
-    _add_settings(status)
-    _add_json(status)
+    MEMBER.add_settings(status)
+    add_json(status)
 
     gather = act("gather", "show what would be reported about this host")
     gather.add_argument("--what", metavar="NAME", action="append", help="this source alone")
-    _add_settings(gather)
+    MEMBER.add_settings(gather)
     gather.add_argument("--json", action="store_true", help="the reports themselves, one a line")
-
-
-def _add_directory(parser: Any) -> None:
-    parser.add_argument(
-        "-d",
-        "--directory",
-        metavar="DIR",
-        help=f"the agent's folder (default: {DIRECTORY})",
-    )
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("-c", "--config", metavar="FILE", help="settings (default: DIR/agent.toml)")
-    _add_directory(group)
 
 
 def _add_level(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--level", choices=LEVELS, help=about)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,14 +123,9 @@ def _missing(error: ImportError) -> Failure:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """Those of ``-c`` or ``-d``."""
-    from upseal.fleet.agent.settings import FILE_NAME, Settings
+    from upseal.fleet.agent.settings import Settings
 
-    if args.config is not None:
-        path = Path(args.config)
-    else:
-        path = Path(args.directory or DIRECTORY) / FILE_NAME
-        if not path.exists():
-            raise Failure(USAGE, f"{shown(path)} is missing; `upseal agent enrol -d DIR` makes one")
+    path = MEMBER.settings_file(args)
     with doing(f"read {shown(path)}"):
         return Settings.load(path)
 
@@ -181,28 +147,24 @@ def _level(name: str | None) -> Level | None:
 
 
 def _enrol(args: argparse.Namespace) -> int:
-    from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
-    from upseal.fleet.agent.settings import Http, Settings, host_name
+    from upseal.fleet.agent.enrolment import enrol
+    from upseal.fleet.agent.settings import Http, Settings
     from upseal.fleet.policy import Level
+    from upseal.fleet.settings import host_name
 
     level = _level(args.level)
-    directory = Path(args.directory or DIRECTORY)
+    directory = MEMBER.folder(args)
     settings = Settings(
         parent=args.parent,
         directory=directory,
         level=level if level is not None else Level.OPTIONAL,
         name=args.name or host_name(),
         fips=args.fips,
-        http=Http(ca=None if args.ca is None else os.path.abspath(args.ca)),
+        http=Http(ca=authorities_of(args)),
     )
     token = token_of(args)
-    try:
-        with doing(f"enrol {shown(directory)}"):
-            member = enrol(settings, token)
-    except EnrolmentRefused as error:
-        raise Failure(BAD, f"not enrolled: {error}; ask for a new token if it was used") from error
-    except ValueError as error:
-        raise Failure(USAGE, f"the token cannot be used: {error}") from error
+    with enrolling(directory):
+        member = enrol(settings, token)
     if args.json:
         say_json(
             {
@@ -214,22 +176,6 @@ def _enrol(args: argparse.Namespace) -> int:
             }
         )
     return OK
-
-
-def token_of(args: argparse.Namespace) -> str:
-    """The token of ``--token``, ``--token-file`` or the environment; also for a relay."""
-    given = [args.token, args.token_file]
-    if all(given):
-        raise Failure(USAGE, "--token and --token-file are both given; leave one away")
-    if args.token_file is not None:
-        name = None if args.token_file == "-" else args.token_file  # noqa: S105
-        with reading(name) as file, doing(f"read {shown(name)}"):
-            text = read_all(file, _TOKEN_MAX).decode("ascii", "replace")
-    else:
-        text = args.token or os.environ.get(TOKEN_VARIABLE, "")
-    if not text.strip():
-        raise Failure(USAGE, f"no token; give --token-file FILE, or set {TOKEN_VARIABLE}")
-    return str(text.strip())
 
 
 # -- run --------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
-from upseal.cli.agent import DIRECTORY, open_agent, settings_of
+from upseal.cli.agent import MEMBER, open_agent, settings_of
 from upseal.cli.common import OK, USAGE, Failure, complain, printable_size, say, say_json, table
 
 
@@ -62,10 +61,11 @@ def _when(milliseconds: int | None) -> str:
 def show_gathered(args: argparse.Namespace) -> int:
     """Looks once, and reports nothing."""
     from upseal.fleet.agent.gathering import Gatherer, sources
-    from upseal.fleet.agent.settings import FILE_NAME, Gather, host_name
+    from upseal.fleet.agent.settings import Gather
+    from upseal.fleet.settings import host_name
 
     named = args.config is not None or args.directory is not None
-    if named or (Path(DIRECTORY) / FILE_NAME).exists():
+    if named or (MEMBER.folder(args) / MEMBER.file).exists():
         settings = settings_of(args)
         gather, name = settings.gather, settings.name
     else:  # it needs no enrolment to see what an agent would say

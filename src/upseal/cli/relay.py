@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from upseal.cli.agent import TOKEN_VARIABLE, token_of
 from upseal.cli.common import (
     BAD,
     IO,
@@ -22,11 +19,21 @@ from upseal.cli.common import (
     shown,
     table,
 )
+from upseal.cli.members import (
+    LOG_LEVELS,
+    Member,
+    acts_of,
+    add_json,
+    authorities_of,
+    enrolling,
+    token_of,
+)
 
 if TYPE_CHECKING:
     from upseal.fleet.relay.settings import Settings
 
-DIRECTORY = "/var/lib/upseal-relay"  # as upseal.fleet.relay.settings.DEFAULT_DIRECTORY
+# As upseal.fleet.relay.settings has them, which takes longer to import.
+MEMBER = Member("relay", "relay", "/var/lib/upseal-relay", "relay.toml")
 _NOTE = """\
 examples:
   upseal relay enrol --parent https://server.example:8450 --token-file token --decrypting
@@ -37,22 +44,10 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.epilog = _NOTE
-    acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts", required=True)
-
-    def act(name: str, about: str) -> argparse.ArgumentParser:
-        text = about[0].upper() + about[1:] + "."
-        return acts.add_parser(name, help=about, description=text, allow_abbrev=False)
+    act = acts_of(parser, _NOTE)
 
     enrol = act("enrol", "join a deployment by a token")
-    enrol.add_argument("--parent", metavar="URL", required=True, help="the next relay, or server")
-    enrol.add_argument(
-        "--token",
-        metavar="TOKEN",
-        help=f"from `upseal admin token`; others see it here: better {TOKEN_VARIABLE}, or a file",
-    )
-    enrol.add_argument("--token-file", metavar="FILE", help="the token; - for standard input")
-    enrol.add_argument("--name", help="what the relay is called (default: this host's name)")
+    MEMBER.add_joining(enrol, "the next relay, or server")
     enrol.add_argument(
         "--decrypting", action="store_true", help="open what comes, and seal it to the server again"
     )
@@ -60,45 +55,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--refuse-sealed", action="store_true", help="take no sealed reports (and say so, signed)"
     )
     enrol.add_argument("--listen", metavar="HOST:PORT", help="where it will take requests")
-    enrol.add_argument("--fips", action="store_true", help="keys of P-256 only")
-    enrol.add_argument("--ca", metavar="FILE", help="authorities for the parent's TLS certificate")
-    _add_directory(enrol)
-    _add_json(enrol)
 
     run = act("run", "take, keep and pass on, until told to stop")
-    _add_settings(run)
+    MEMBER.add_settings(run)
     run.add_argument(
         "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0 takes a free one"
     )
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    run.add_argument("--log-level", choices=LOG_LEVELS, default="info")
 
     status = act("status", "say what waits, which keys there are, and what is wrong")
-    _add_settings(status)
-    _add_json(status)
-
-
-def _add_directory(parser: Any) -> None:
-    parser.add_argument(
-        "-d", "--directory", metavar="DIR", help=f"the relay's folder (default: {DIRECTORY})"
-    )
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("-c", "--config", metavar="FILE", help="settings (default: DIR/relay.toml)")
-    _add_directory(group)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines")
+    MEMBER.add_settings(status)
+    add_json(status)
 
 
 def run(args: argparse.Namespace) -> int:
     """Does one of them."""
     try:
         from upseal.fleet.agent.membership import NotEnrolled
-        from upseal.fleet.agent.settings import SettingsError
         from upseal.fleet.relay.state import AlreadyRunning
+        from upseal.fleet.settings import SettingsError
     except ImportError as error:
         raise Failure(USAGE, f"{error.name} is not installed; pip install upseal[fleet]") from error
     try:
@@ -113,14 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """Those of ``-c`` or ``-d``."""
-    from upseal.fleet.relay.settings import FILE_NAME, Settings
+    from upseal.fleet.relay.settings import Settings
 
-    if args.config is not None:
-        path = Path(args.config)
-    else:
-        path = Path(args.directory or DIRECTORY) / FILE_NAME
-        if not path.exists():
-            raise Failure(USAGE, f"{shown(path)} is missing; `upseal relay enrol -d DIR` makes one")
+    path = MEMBER.settings_file(args)
     with doing(f"read {shown(path)}"):
         return Settings.load(path)
 
@@ -129,12 +99,11 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _enrol(args: argparse.Namespace) -> int:
-    from upseal.fleet.agent.enrolment import EnrolmentRefused
-    from upseal.fleet.agent.settings import host_name
     from upseal.fleet.relay.settings import Http, Settings
     from upseal.fleet.relay.state import enrol
+    from upseal.fleet.settings import host_name
 
-    directory = Path(args.directory or DIRECTORY)
+    directory = MEMBER.folder(args)
     settings = Settings(
         parent=args.parent,
         directory=directory,
@@ -142,17 +111,12 @@ def _enrol(args: argparse.Namespace) -> int:
         decrypting=args.decrypting,
         accepts_sealed=not args.refuse_sealed,
         fips=args.fips,
-        http=Http(ca=None if args.ca is None else os.path.abspath(args.ca)),
+        http=Http(ca=authorities_of(args)),
         **({} if args.listen is None else {"listen": args.listen}),
     )
     token = token_of(args)
-    try:
-        with doing(f"enrol {shown(directory)}"):
-            member = enrol(settings, token)
-    except EnrolmentRefused as error:
-        raise Failure(BAD, f"not enrolled: {error}; ask for a new token if it was used") from error
-    except ValueError as error:
-        raise Failure(USAGE, f"the token cannot be used: {error}") from error
+    with enrolling(directory):
+        member = enrol(settings, token)
     if args.json:
         say_json(
             {

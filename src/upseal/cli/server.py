@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from upseal.cli.common import BAD, IO, OK, USAGE, Failure, complain, doing, positive
+from upseal.cli.members import LOG_LEVELS, acts_of
 
 if TYPE_CHECKING:
     from upseal.fleet.server.settings import Settings
@@ -34,14 +35,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its acts."""
-    parser.epilog = _NOTE
-    acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts", required=True)
+    add = acts_of(parser, _NOTE)
 
     def act(name: str, about: str) -> argparse.ArgumentParser:
-        text = about[0].upper() + about[1:] + "."
-        made: argparse.ArgumentParser = acts.add_parser(
-            name, help=about, description=text, allow_abbrev=False
-        )
+        made = add(name, about)
         made.add_argument(
             "-d", "--deployment", metavar="DIR", help="its folder (else UPSEAL_DEPLOYMENT, or .)"
         )
@@ -51,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0: a free one"
     )
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    run.add_argument("--log-level", choices=LOG_LEVELS)
 
     reports = act("reports", "print stored reports, in the order they came in")
     reports.add_argument("--client", metavar="NAME", help="of this client: its name or id")
@@ -82,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sqlalchemy.exc import SQLAlchemyError
 
-        from upseal.fleet.server.settings import SettingsError
         from upseal.fleet.server.store import StoreError
+        from upseal.fleet.settings import SettingsError
     except ModuleNotFoundError as error:
         raise Failure(
             USAGE, f"this needs the package {error.name}; pip install 'upseal[fleet]'"
@@ -127,14 +124,14 @@ def _store(args: argparse.Namespace) -> Iterator[Store]:
 def _run(args: argparse.Namespace) -> int:
     from upseal.fleet.http import logs
     from upseal.fleet.server import app
-    from upseal.fleet.server.settings import split_address
+    from upseal.fleet.settings import split_listen
 
     settings = _settings(args)
     host: str | None = None
     port: int | None = None
     if args.listen is not None:
         try:
-            host, port = split_address(args.listen)
+            host, port = split_listen(args.listen)
         except ValueError as error:
             raise Failure(USAGE, f"--listen: {error}") from error
     handler = logs.setup(level=args.log_level or settings.limits.log_level)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from upseal.fleet.agent.database import SpoolDamaged, SpoolError, SpoolFull, SpoolUnusable
     from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
     from upseal.fleet.agent.membership import NotEnrolled
-    from upseal.fleet.agent.settings import Settings, SettingsError
+    from upseal.fleet.agent.settings import Settings
+    from upseal.fleet.settings import SettingsError
 
 _ROOMS = {
     "Agent": "upseal.fleet.agent.agent",
@@ -22,7 +23,7 @@ _ROOMS = {
     "EnrolmentRefused": "upseal.fleet.agent.enrolment",
     "NotEnrolled": "upseal.fleet.agent.membership",
     "Settings": "upseal.fleet.agent.settings",
-    "SettingsError": "upseal.fleet.agent.settings",
+    "SettingsError": "upseal.fleet.settings",
     "SpoolDamaged": "upseal.fleet.agent.database",
     "SpoolError": "upseal.fleet.agent.database",
     "SpoolFull": "upseal.fleet.agent.database",

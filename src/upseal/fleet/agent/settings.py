@@ -1,44 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an administrator sets for one agent: ``agent.toml``.
 
-Every key has a default but ``parent`` and ``directory``; a key that nobody knows is an error, since
-a mistyped one would otherwise be a setting that silently does not hold.
+Every key has a default but ``parent`` and ``directory``.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Self
 
 from upseal.fleet.policy import Level
+from upseal.fleet.settings import (
+    SettingsError,
+    checked,
+    checked_name,
+    checked_url,
+    host_name,
+    quoted,
+    read_table,
+    split_listen,
+    within,
+    written,
+)
 
 DEFAULT_DIRECTORY = Path("/var/lib/upseal")
 FILE_NAME = "agent.toml"
 LEVEL_VARIABLE = "UPSEAL_LEVEL"
 REPORT_MAX = 1 << 20
 """Bytes of one report; what is longer is an upload."""
-NAME_MAX = 128
-_SETTINGS_MAX = 1 << 20
 _UNIT_REPORTS_MAX = 1 << 16
 _UNIT_BYTES_MAX = 4 << 20
-_NUMBERS = {"int": (int,), "float": (int, float)}
-T = TypeVar("T")
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be meant; says which."""
-
-
-def _within(where: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {value:,g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +45,9 @@ class Batch:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        _within("batch.reports", self.reports, 1, _UNIT_REPORTS_MAX)
-        _within("batch.bytes", self.bytes, 1, _UNIT_BYTES_MAX)
-        _within("batch.seconds", self.seconds, 0, 86400)
+        within("batch.reports", self.reports, 1, _UNIT_REPORTS_MAX)
+        within("batch.bytes", self.bytes, 1, _UNIT_BYTES_MAX)
+        within("batch.seconds", self.seconds, 0, 86400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +61,8 @@ class SpoolLimits:
     """Bytes that the spool leaves free on its disk: to take a stored report out needs room too."""
 
     def __post_init__(self) -> None:
-        _within("spool.max_bytes", self.max_bytes, 1 << 16, 1 << 50)
-        _within("spool.min_free", self.min_free, 0, 1 << 50)
+        within("spool.max_bytes", self.max_bytes, 1 << 16, 1 << 50)
+        within("spool.min_free", self.min_free, 0, 1 << 50)
         if self.full not in ("refuse", "drop-oldest"):
             raise SettingsError(f'spool.full is "refuse" or "drop-oldest", not {self.full!r}')
 
@@ -84,8 +79,8 @@ class Gather:
     """Seconds that one source may take."""
 
     def __post_init__(self) -> None:
-        _within("gather.interval", self.interval, 0, 30 * 86400)
-        _within("gather.timeout", self.timeout, 0.1, 3600)
+        within("gather.interval", self.interval, 0, 30 * 86400)
+        within("gather.timeout", self.timeout, 0.1, 3600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +98,8 @@ class Http:
     """Its private key, if that stands in another file."""
 
     def __post_init__(self) -> None:
-        _within("http.timeout", self.timeout, 0.1, 600)
-        _within("http.wait", self.wait, 0, 30)
+        within("http.timeout", self.timeout, 0.1, 600)
+        within("http.wait", self.wait, 0, 30)
         if self.key is not None and self.certificate is None:
             raise SettingsError("http.key goes with http.certificate; give both or none")
 
@@ -129,18 +124,13 @@ class Send:
     """Seconds between two beacons of an agent that withholds."""
 
     def __post_init__(self) -> None:
-        _within("send.units", self.units, 1, 64)
-        _within("send.pending", self.pending, 1, 4096)
-        _within("send.resend", self.resend, 0.1, 86400)
-        _within("send.retry", self.retry, 0.01, 3600)
-        _within("send.retry_most", self.retry_most, self.retry, 86400)
-        _within("send.refresh", self.refresh, 0.1, 86400)
-        _within("send.beacon", self.beacon, 0.1, 86400)
-
-
-def host_name() -> str:
-    """What a client is called unless somebody says otherwise."""
-    return socket.gethostname() or "unnamed"
+        within("send.units", self.units, 1, 64)
+        within("send.pending", self.pending, 1, 4096)
+        within("send.resend", self.resend, 0.1, 86400)
+        within("send.retry", self.retry, 0.01, 3600)
+        within("send.retry_most", self.retry_most, self.retry, 86400)
+        within("send.refresh", self.refresh, 0.1, 86400)
+        within("send.beacon", self.beacon, 0.1, 86400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +174,7 @@ class Settings:
             SettingsError: something in it is wrong.
         """
         where = Path(path)
-        with open(where, "rb") as file:
-            data = file.read(_SETTINGS_MAX + 1)
-        if len(data) > _SETTINGS_MAX:
-            raise SettingsError(f"{where} is longer than any settings")
-        try:
-            table = tomllib.loads(data.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{where} is not TOML: {error}") from error
-        table.setdefault("directory", str(where.resolve().parent))
-        return replace(cls.parse(table), source=where)
+        return replace(cls.parse(read_table(where)), source=where)
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:
@@ -202,61 +183,15 @@ class Settings:
         Raises:
             SettingsError: a key is unknown, missing, of the wrong type or out of bounds.
         """
-        given = dict(table)
-        for name, section in _SECTIONS.items():
-            if name in given:
-                given[name] = _read(section, given[name], f"{name}.")
-        if "level" in given:
-            given["level"] = parse_level(given["level"], "level")
-        known = {f.name for f in fields(cls)} - {"source"}
-        _check_names(given, known, "")
-        for name in ("parent", "directory", "name", "listen"):
-            if name in given and not isinstance(given[name], str):
-                raise SettingsError(f"{name} must be text")
-        if not isinstance(given.get("fips", False), bool):
-            raise SettingsError("fips must be true or false")
-        if "parent" not in given:
-            raise SettingsError('parent is missing; give parent = "https://..."')
-        return cls(**given)
+        values = checked({n: v for n, v in table.items() if n != "level"}, cls, _SECTIONS)
+        if "level" in table:
+            values["level"] = parse_level(table["level"], "level")
+        return cls(**values)
 
 
 _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
     {"batch": Batch, "spool": SpoolLimits, "gather": Gather, "http": Http, "send": Send}
 )
-
-
-def _check_names(given: Mapping[str, Any], known: set[str], prefix: str) -> None:
-    for name in given:
-        if name not in known:
-            names = ", ".join(sorted(known))
-            raise SettingsError(f"there is no setting {prefix}{name}; here are {names}")
-
-
-def _read(section: type[T], table: Any, prefix: str) -> T:
-    """A section's dataclass from its table, every value of the type that the default has."""
-    if not isinstance(table, Mapping):
-        raise SettingsError(f"{prefix[:-1]} must be a table: [{prefix[:-1]}]")
-    types = {f.name: str(f.type) for f in fields(section)}  # type: ignore[arg-type]
-    _check_names(table, set(types), prefix)
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        wanted = types[name]
-        if wanted in _NUMBERS:
-            right = isinstance(value, _NUMBERS[wanted]) and not isinstance(value, bool)
-        elif wanted.startswith("tuple"):
-            right = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            value = tuple(value) if right else value
-        else:
-            right = isinstance(value, str)
-        if not right:
-            raise SettingsError(f"{prefix}{name} must be {_words(wanted)}, not {value!r}")
-        values[name] = value
-    return section(**values)
-
-
-def _words(wanted: str) -> str:
-    names = {"int": "a whole number", "float": "a number"}
-    return names.get(wanted, "a list of texts" if wanted.startswith("tuple") else "text")
 
 
 def parse_level(value: Any, where: str) -> Level:
@@ -283,59 +218,10 @@ def level_of_environment() -> Level | None:
     return parse_level(value, LEVEL_VARIABLE) if value else None
 
 
-def checked_url(url: str) -> str:
-    """A parent's address, without a slash at its end.
-
-    Raises:
-        SettingsError: it is none that an agent can speak to.
-    """
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises for what is no port
-    except ValueError as error:
-        raise SettingsError(f"parent is no address: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"parent must be http://HOST:PORT or https://HOST:PORT, not {url!r}")
-    if parts.query or parts.fragment or parts.username or parts.password:
-        raise SettingsError("parent is an address alone: no user, query or fragment")
-    return url.rstrip("/")
-
-
-def checked_name(name: str) -> str:
-    """A client's name.
-
-    Raises:
-        SettingsError: it is empty, too long, or would garble a table of names.
-    """
-    if not name or len(name) > NAME_MAX or not name.isprintable():
-        raise SettingsError(f"name must be 1 to {NAME_MAX} printable characters")
-    return name
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """``host:port``, also ``[::1]:port``.
-
-    Raises:
-        SettingsError: it is not.
-    """
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise SettingsError(f"listen must be HOST:PORT, not {listen!r}")
-    return host, int(port)
-
-
 def toml_of(settings: Settings) -> str:
     """The file that enrolment writes: what it was told, and nothing that is a default."""
-    lines = [f"parent = {_quoted(settings.parent)}", f"name = {_quoted(settings.name)}"]
-    lines.append(f"level = {_quoted(settings.level.value)}")
+    lines = [f"parent = {quoted(settings.parent)}", f"name = {quoted(settings.name)}"]
+    lines.append(f"level = {quoted(settings.level.value)}")
     if settings.fips:
         lines.append("fips = true")
-    if settings.http.ca is not None:
-        lines += ["", "[http]", f"ca = {_quoted(settings.http.ca)}"]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string; names and addresses have no control characters."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return written(lines, settings.http.ca)

@@ -11,11 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 
-from upseal.fleet.agent.settings import split_listen
 from upseal.fleet.agent.spool import SpoolError
 from upseal.fleet.http.apps import application
 from upseal.fleet.http.metrics import Metrics
 from upseal.fleet.http.serving import in_thread
+from upseal.fleet.settings import split_listen
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

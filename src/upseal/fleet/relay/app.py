@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from upseal.fleet.credentials import Hop, HopCheck, HopRefused
-from upseal.fleet.http import prefer, results
+from upseal.fleet.http import prefer, responses, results
 from upseal.fleet.http.apps import application, let_go, patience, read_body
 from upseal.fleet.http.client import Response as Answer
 from upseal.fleet.http.client import Unreachable
@@ -150,7 +150,9 @@ class RelayApp:
             if waiter.left:
                 await patience(request, waiter.all, seconds)
             answers |= waiter.got
-        return _answer([answers.get(i) or Result.pending(i) for i in dict.fromkeys(order)], seconds)
+        return responses.of_results(
+            [answers.get(i) or Result.pending(i) for i in dict.fromkeys(order)], seconds
+        )
 
     async def results(self, request: Request) -> Response:
         """What became of bodies: as soon as there is any news."""
@@ -178,7 +180,7 @@ class RelayApp:
             if found is None:
                 found = Result.pending(body_id) if body_id in pending else Result.unknown(body_id)
             answers.append(found)
-        return _answer(answers, seconds)
+        return responses.of_results(answers, seconds)
 
     def _unwelcome(self, part: bytes) -> Problem | None:
         try:
@@ -224,14 +226,12 @@ class RelayApp:
 
     async def manifest(self, request: Request) -> Response:
         """The newest manifest, and those that lead to it."""
-        since = request.query_params.get("since", "0")
-        if not (since.isascii() and since.isdecimal() and len(since) <= 20):
-            raise Problem("malformed", "since is a serial: a whole number")
-        return _notice(request, self._notices.manifest(int(since)))
+        found = self._notices.manifest(responses.since(request))
+        return responses.of_notice(request, found, _nothing_yet())
 
     async def capabilities(self, request: Request) -> Response:
         """What this relay takes, signed by it, with its parent's words inside."""
-        return _notice(request, self._notices.capabilities())
+        return responses.of_notice(request, self._notices.capabilities(), _nothing_yet())
 
     # -- handed through ------------------------------------------------------------------
 
@@ -297,20 +297,8 @@ def _split(body: bytes) -> list[bytes]:
     return [body]
 
 
-def _answer(answers: Sequence[Result], seconds: int) -> Response:
-    headers = {"cache-control": "no-store", **prefer.applied(seconds)}
-    return Response(results.encode(answers), 200, headers, "application/json")
-
-
-def _notice(request: Request, found: tuple[str, bytes] | None) -> Response:
-    if found is None:
-        raise Problem("parent-away", "nothing has come from the parent yet", retry_after=5)
-    tag, text = found
-    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
-    known = request.headers.get("if-none-match", "")
-    if tag in (part.strip().removeprefix("W/").strip('"') for part in known.split(",")):
-        return Response(status_code=304, headers=headers)
-    return Response(text, 200, headers, "text/plain")
+def _nothing_yet() -> Problem:
+    return Problem("parent-away", "nothing has come from the parent yet", retry_after=5)
 
 
 def _handed_down(answer: Answer) -> Response:

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from starlette.applications import Starlette
 
-from upseal.fleet.agent.settings import split_listen
 from upseal.fleet.credentials import HopCheck
 from upseal.fleet.files import write_private
 from upseal.fleet.http.logs import event
@@ -31,6 +30,7 @@ from upseal.fleet.relay.state import ADDRESS, State, client_of
 from upseal.fleet.relay.status import note
 from upseal.fleet.relay.uplink import Uplink
 from upseal.fleet.relay.waiters import Waiters
+from upseal.fleet.settings import split_listen
 from upseal.fleet.units import BadReceipt, open_receipt
 
 _log = logging.getLogger(__name__)

@@ -1,44 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an administrator sets for one relay: ``relay.toml``.
 
-As an agent's settings: every key has a default but ``parent`` and ``directory``, and a key that
-nobody knows is an error.
+As in an agent's, every key has a default but ``parent`` and ``directory``.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from upseal.fleet.agent.settings import (
+from upseal.fleet.settings import (
     SettingsError,
+    checked,
     checked_name,
     checked_url,
     host_name,
+    quoted,
+    read_table,
     split_listen,
+    within,
+    written,
 )
 
 DEFAULT_DIRECTORY = Path("/var/lib/upseal-relay")
 FILE_NAME = "relay.toml"
-_SETTINGS_MAX = 1 << 20
-_KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
-    {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "str | None": (str,)}
-)
-_WORDS = MappingProxyType(
-    {"int": "a whole number", "float": "a number", "bool": "true or false"}
-)  # else it is text
-T = TypeVar("T")
-
-
-def _within(where: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {value:,g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +45,12 @@ class QueueLimits:
     """Bytes left free on the disk: to take a body out needs room too."""
 
     def __post_init__(self) -> None:
-        _within("queue.max_bytes", self.max_bytes, 1 << 12, 1 << 50)
-        _within("queue.max_bodies", self.max_bodies, 1, 1 << 32)
-        _within("queue.hop_share", self.hop_share, 0.001, 1)
-        _within("queue.keep_results", self.keep_results, 1, 30 * 86400)
-        _within("queue.result_bytes", self.result_bytes, 1 << 12, 1 << 50)
-        _within("queue.min_free", self.min_free, 0, 1 << 50)
+        within("queue.max_bytes", self.max_bytes, 1 << 12, 1 << 50)
+        within("queue.max_bodies", self.max_bodies, 1, 1 << 32)
+        within("queue.hop_share", self.hop_share, 0.001, 1)
+        within("queue.keep_results", self.keep_results, 1, 30 * 86400)
+        within("queue.result_bytes", self.result_bytes, 1 << 12, 1 << 50)
+        within("queue.min_free", self.min_free, 0, 1 << 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +70,13 @@ class Forward:
     retry_most: float = 60.0
 
     def __post_init__(self) -> None:
-        _within("forward.workers", self.workers, 1, 64)
-        _within("forward.bundle_bytes", self.bundle_bytes, 1, 1 << 30)
-        _within("forward.bundle_bodies", self.bundle_bodies, 1, 1 << 16)
-        _within("forward.pending", self.pending, 1, 1 << 20)
-        _within("forward.wait", self.wait, 0, 30)
-        _within("forward.retry", self.retry, 0.01, 3600)
-        _within("forward.retry_most", self.retry_most, self.retry, 86400)
+        within("forward.workers", self.workers, 1, 64)
+        within("forward.bundle_bytes", self.bundle_bytes, 1, 1 << 30)
+        within("forward.bundle_bodies", self.bundle_bodies, 1, 1 << 16)
+        within("forward.pending", self.pending, 1, 1 << 20)
+        within("forward.wait", self.wait, 0, 30)
+        within("forward.retry", self.retry, 0.01, 3600)
+        within("forward.retry_most", self.retry_most, self.retry, 86400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +97,12 @@ class Repackage:
     """Seconds of that at once."""
 
     def __post_init__(self) -> None:
-        _within("repackage.unwrap_share", self.unwrap_share, 0.0001, 64)
-        _within("repackage.unwrap_reserve", self.unwrap_reserve, 0.001, 86400)
-        _within("repackage.records", self.records, 1, 1 << 19)
-        _within("repackage.bytes", self.bytes, 1 << 10, 1 << 29)
-        _within("repackage.window", self.window, 0, 60)
-        _within("repackage.cache", self.cache, 0, 1 << 26)
+        within("repackage.unwrap_share", self.unwrap_share, 0.0001, 64)
+        within("repackage.unwrap_reserve", self.unwrap_reserve, 0.001, 86400)
+        within("repackage.records", self.records, 1, 1 << 19)
+        within("repackage.bytes", self.bytes, 1 << 10, 1 << 29)
+        within("repackage.window", self.window, 0, 60)
+        within("repackage.cache", self.cache, 0, 1 << 26)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +124,10 @@ class Http:
     """From below: one for each agent that waits for its receipts, and some more."""
 
     def __post_init__(self) -> None:
-        _within("http.timeout", self.timeout, 0.1, 600)
-        _within("http.max_body", self.max_body, 1 << 10, 1 << 30)
-        _within("http.receiving", self.receiving, self.max_body, 1 << 40)
-        _within("http.connections", self.connections, 1, 1 << 20)
+        within("http.timeout", self.timeout, 0.1, 600)
+        within("http.max_body", self.max_body, 1 << 10, 1 << 30)
+        within("http.receiving", self.receiving, self.max_body, 1 << 40)
+        within("http.connections", self.connections, 1, 1 << 20)
         if self.key is not None and self.certificate is None:
             raise SettingsError("http.key goes with http.certificate; give both or none")
 
@@ -164,8 +153,8 @@ class Refresh:
     """Until the relay's own are signed again; any change of them is signed at once."""
 
     def __post_init__(self) -> None:
-        _within("refresh.manifest", self.manifest, 0.05, 86400)
-        _within("refresh.capabilities", self.capabilities, 1, 3000)
+        within("refresh.manifest", self.manifest, 0.05, 86400)
+        within("refresh.capabilities", self.capabilities, 1, 3000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +199,7 @@ class Settings:
             SettingsError: something in it is wrong.
         """
         where = Path(path)
-        with open(where, "rb") as file:
-            data = file.read(_SETTINGS_MAX + 1)
-        if len(data) > _SETTINGS_MAX:
-            raise SettingsError(f"{where} is longer than any settings")
-        try:
-            table = tomllib.loads(data.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{where} is not TOML: {error}") from error
-        table.setdefault("directory", str(where.resolve().parent))
-        return replace(cls.parse(table), source=where)
+        return replace(cls.parse(read_table(where)), source=where)
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:
@@ -228,19 +208,7 @@ class Settings:
         Raises:
             SettingsError: a key is unknown, missing, of the wrong type or out of bounds.
         """
-        given = dict(table)
-        for name, section in _SECTIONS.items():
-            if name in given:
-                part = given.pop(name)
-                if not isinstance(part, Mapping):
-                    raise SettingsError(f"{name} must be a table: [{name}]")
-                given[name] = section(**_checked(part, section, f"{name}."))
-        own = {name: value for name, value in given.items() if name not in _SECTIONS}
-        own = _checked(own, cls, "")
-        if "parent" not in own:
-            raise SettingsError('parent is missing; give parent = "https://..."')
-        sections = {name: value for name, value in given.items() if name in _SECTIONS}
-        return cls(**own, **sections)
+        return cls(**checked(table, cls, _SECTIONS))
 
 
 _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
@@ -255,40 +223,14 @@ _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
 )
 
 
-def _checked(table: Mapping[str, Any], section: type[T], prefix: str) -> dict[str, Any]:
-    """The values, each known and of the type that the section has it."""
-    types = {
-        f.name: "str" if f.type == "Path" else str(f.type)
-        for f in fields(section)  # type: ignore[arg-type]
-        if f.name != "source"
-    }
-    for name, value in table.items():
-        if name not in types:
-            names = ", ".join(sorted(types))
-            raise SettingsError(f"there is no setting {prefix}{name}; here are {names}")
-        kinds = _KINDS[types[name]]
-        # True is an int to Python, and to nobody else.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = _WORDS.get(types[name], "text")
-            raise SettingsError(f"{prefix}{name} must be {wanted}, not {value!r}")
-    return dict(table)
-
-
 def toml_of(settings: Settings) -> str:
     """The file that enrolment writes: what it was told, and nothing that is a default."""
-    lines = [f"parent = {_quoted(settings.parent)}", f"name = {_quoted(settings.name)}"]
-    lines.append(f"listen = {_quoted(settings.listen)}")
+    lines = [f"parent = {quoted(settings.parent)}", f"name = {quoted(settings.name)}"]
+    lines.append(f"listen = {quoted(settings.listen)}")
     lines += [f"{name} = true" for name in ("decrypting", "fips") if getattr(settings, name)]
     lines += [
         f"{name} = false"
         for name in ("accepts_sealed", "accepts_clear")
         if not getattr(settings, name)
     ]
-    if settings.http.ca is not None:
-        lines += ["", "[http]", f"ca = {_quoted(settings.http.ca)}"]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string: what JSON writes is one, names and addresses being printable."""
-    return json.dumps(text, ensure_ascii=False)
+    return written(lines, settings.http.ca)

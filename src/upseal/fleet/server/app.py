@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from upseal.fleet.files import write_private
-from upseal.fleet.http import prefer, results, serving
+from upseal.fleet.http import prefer, responses, results, serving
 from upseal.fleet.http.apps import application, let_go, patience, read_body
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import MalformedResults, Result, State
@@ -31,8 +31,9 @@ from upseal.fleet.http.serving import Address, serve
 from upseal.fleet.server import enrol, relayed
 from upseal.fleet.server.opening import Sender
 from upseal.fleet.server.running import Server
-from upseal.fleet.server.settings import Settings, SettingsError
+from upseal.fleet.server.settings import Settings
 from upseal.fleet.server.store import now_ms
+from upseal.fleet.settings import SettingsError
 
 _RESULTS_MAX = 512 << 10
 _ENROLLING = 64
@@ -93,7 +94,7 @@ class App:
             # A full disk, a database that is away: nothing is stored, and all can come again.
             raise Problem("full", "the database takes nothing", retry_after=10) from None
         _raise_if_all_are_to_wait(answers)
-        return _json(answers)
+        return responses.of_results(answers)
 
     async def results(self, request: Request) -> Response:
         """What became of bodies that wait here, and of those that were settled lately."""
@@ -120,7 +121,7 @@ class App:
             finally:
                 news.cancel()
             found = await self._in_pool(lambda: answers.get(asked))
-        return _json(found, seconds)
+        return responses.of_results(found, seconds)
 
     async def _news(self, asked: list[bytes], changes: int) -> None:
         """Until one of these is settled: there is little that waits at a server, so it is asked."""
@@ -136,14 +137,13 @@ class App:
 
     async def manifest(self, request: Request) -> Response:
         """The newest manifest, and those that lead to it."""
-        since = request.query_params.get("since", "0")
-        if not (since.isascii() and since.isdecimal() and len(since) <= 20):
-            raise Problem("malformed", "since is a serial: a whole number")
-        return _notice(request, self._server.published.chain(int(since)))
+        found = self._server.published.chain(responses.since(request))
+        return responses.of_notice(request, found, _nothing_yet())
 
     async def capabilities(self, request: Request) -> Response:
         """What this server takes, signed by its receipt key."""
-        return _notice(request, self._server.published.capabilities(now_ms()))
+        found = self._server.published.capabilities(now_ms())
+        return responses.of_notice(request, found, _nothing_yet())
 
     # -- enrolment and relays --------------------------------------------------------------
 
@@ -194,28 +194,16 @@ class App:
             raise Problem("full", "the database cannot be used", retry_after=10) from None
 
 
+def _nothing_yet() -> Problem:
+    return Problem("full", "there is no manifest yet", retry_after=5)
+
+
 def _raise_if_all_are_to_wait(answers: Sequence[Result]) -> None:
     """Where nothing at all was taken, the request as a whole says so, with its Retry-After."""
     problems = [answer.problem for answer in answers]
     if all(problem is not None and problem.temporary for problem in problems):
         assert problems[0] is not None
         raise problems[0]
-
-
-def _json(answers: Sequence[Result], seconds: int = 0) -> Response:
-    headers = {"cache-control": "no-store", **prefer.applied(seconds)}
-    return Response(results.encode(answers), 200, headers, "application/json")
-
-
-def _notice(request: Request, found: tuple[str, bytes] | None) -> Response:
-    if found is None:
-        raise Problem("full", "there is no manifest yet", retry_after=5)
-    tag, text = found
-    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
-    known = request.headers.get("if-none-match", "")
-    if tag in (part.strip().removeprefix("W/").strip('"') for part in known.split(",")):
-        return Response(status_code=304, headers=headers)
-    return Response(text, 200, headers, "text/plain")
 
 
 def run(

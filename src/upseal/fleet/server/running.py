@@ -27,11 +27,12 @@ from upseal.fleet.server.opening import Opening, Sender
 from upseal.fleet.server.published import Published
 from upseal.fleet.server.relayed import Relayed
 from upseal.fleet.server.replay import Replay
-from upseal.fleet.server.settings import Settings, SettingsError
+from upseal.fleet.server.settings import Settings
 from upseal.fleet.server.store import Store, get_meta, now_ms
 from upseal.fleet.server.throttle import Throttle
 from upseal.fleet.server.upkeep import Upkeep
 from upseal.fleet.server.writer import Job, Outcome, Quota, Writer
+from upseal.fleet.settings import SettingsError
 
 _log = logging.getLogger("upseal.server")
 

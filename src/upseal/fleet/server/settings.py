@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from upseal.fleet.settings import SettingsError
+
 if TYPE_CHECKING:
     from upseal.fleet.http.serving import ServerTls
 
@@ -31,10 +33,6 @@ _T = TypeVar("_T")
 FILE = "deployment.toml"
 DATABASE = "sqlite:///server.db"
 HOST, PORT = "127.0.0.1", 8450
-
-
-class SettingsError(ValueError):
-    """The folder or its settings are not right: one sentence that says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +150,6 @@ def _database(folder: Path, url: str) -> str:
         return str(folder / url)
     kind, found, rest = url.partition(":///")
     return str(folder / rest) if kind.startswith("sqlite") and found and rest else url
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """``HOST:PORT``, or ``[v6]:PORT``.
-
-    Raises:
-        SettingsError: it is neither.
-    """
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise SettingsError(f"{address!r} is no address: HOST:PORT is one")
-    return host, int(port)
 
 
 def _hex(path: Path, value: Any) -> bytes:

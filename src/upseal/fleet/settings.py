@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings files: what agents' and relays' have in common.
+
+A settings file is TOML, each section a dataclass whose fields have defaults. A key that nobody
+knows is an error, since a mistyped one would otherwise be a setting that silently does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+NAME_MAX = 128
+_FILE_MAX = 1 << 20
+_KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {"int": (int,), "float": (int, float), "bool": (bool,)}
+)  # else it is text
+_WORDS = MappingProxyType({"int": "a whole number", "float": "a number", "bool": "true or false"})
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be meant; says which."""
+
+
+def within(where: str, value: float, least: float, most: float) -> None:
+    """Checks the bounds of a number.
+
+    Raises:
+        SettingsError: it is outside them.
+    """
+    if not least <= value <= most:
+        raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {value:,g}")
+
+
+# -- files ------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A settings file as TOML gives it. Without ``directory`` in it, the folder is the file's own.
+
+    Raises:
+        OSError: it cannot be read.
+        SettingsError: it is too long, or not TOML.
+    """
+    with open(path, "rb") as file:
+        data = file.read(_FILE_MAX + 1)
+    if len(data) > _FILE_MAX:
+        raise SettingsError(f"{path} is longer than any settings")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    table.setdefault("directory", str(path.resolve().parent))
+    return table
+
+
+def checked(
+    table: Mapping[str, Any], of: type[Any], sections: Mapping[str, type[Any]]
+) -> dict[str, Any]:
+    """The arguments of a settings class: its sections made, every other value of the right type.
+
+    Args:
+        table: as TOML gives it.
+        of: the dataclass of the whole; its field ``source`` is none of the file's.
+        sections: the dataclass of each section.
+
+    Raises:
+        SettingsError: a key is unknown, missing or of the wrong type, or a section's bounds do not
+            hold.
+    """
+    made = {
+        name: section(**_values(_table_of(table[name], name), section, f"{name}."))
+        for name, section in sections.items()
+        if name in table
+    }
+    own = {name: value for name, value in table.items() if name not in sections}
+    values = _values(own, of, "")
+    if "parent" not in values:
+        raise SettingsError('parent is missing; give parent = "https://..."')
+    return {**values, **made}
+
+
+def _table_of(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{name} must be a table: [{name}]")
+    return value
+
+
+def _values(table: Mapping[str, Any], of: type[Any], prefix: str) -> dict[str, Any]:
+    types = {f.name: str(f.type) for f in fields(of) if f.name != "source"}
+    for name in table:
+        if name not in types:
+            names = ", ".join(sorted(types))
+            raise SettingsError(f"there is no setting {prefix}{name}; here are {names}")
+    return {name: _value(value, types[name], prefix + name) for name, value in table.items()}
+
+
+def _value(value: Any, wanted: str, where: str) -> Any:
+    if wanted.startswith("tuple"):
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise SettingsError(f"{where} must be a list of texts, not {value!r}")
+    kinds = _KINDS.get(wanted, (str,))
+    # True is an int to Python, and to nobody else.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise SettingsError(f"{where} must be {_WORDS.get(wanted, 'text')}, not {value!r}")
+    return value
+
+
+def quoted(text: str) -> str:
+    """A TOML basic string: what JSON writes is one, names and addresses being printable."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def written(lines: Sequence[str], ca: str | None) -> str:
+    """A settings file of these lines, and of the authorities that were named while enrolling."""
+    more = [] if ca is None else ["", "[http]", f"ca = {quoted(ca)}"]
+    return "\n".join([*lines, *more]) + "\n"
+
+
+# -- values -----------------------------------------------------------------------------
+
+
+def host_name() -> str:
+    """What a client is called unless somebody says otherwise."""
+    return socket.gethostname() or "unnamed"
+
+
+def checked_url(url: str) -> str:
+    """A parent's address, without a slash at its end.
+
+    Raises:
+        SettingsError: it is none that an agent can speak to.
+    """
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError as error:
+        raise SettingsError(f"parent is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"parent must be http://HOST:PORT or https://HOST:PORT, not {url!r}")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise SettingsError("parent is an address alone: no user, query or fragment")
+    return url.rstrip("/")
+
+
+def checked_name(name: str) -> str:
+    """A client's name.
+
+    Raises:
+        SettingsError: it is empty, too long, or would garble a table of names.
+    """
+    if not name or len(name) > NAME_MAX or not name.isprintable():
+        raise SettingsError(f"name must be 1 to {NAME_MAX} printable characters")
+    return name
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """``host:port``, also ``[::1]:port``.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise SettingsError(f"listen must be HOST:PORT, not {listen!r}")
+    return host, int(port)
