@@ -472,6 +472,18 @@ def test_many_jobs_are_one_transaction_and_a_bad_one_fails_alone(tmp_path):
         writer.submit(adding(300))
 
 
+def test_who_no_longer_waits_stops_nobody(tmp_path):
+    # A request whose connection is gone is cancelled, and its future with it.
+    writer = GroupCommit(connect(tmp_path / "db", writer=True))
+    held = threading.Event()
+    writer.submit(lambda db: held.wait(60))
+    given_up = writer.submit(lambda db: db.execute("CREATE TABLE t (x)"))
+    given_up.cancel()
+    held.set()
+    assert writer.submit(lambda db: db.execute("SELECT * FROM t").fetchall()).result(60) == []
+    writer.close()
+
+
 def test_closing_writes_what_was_submitted(tmp_path):
     db = connect(tmp_path / "db", writer=True)
     db.execute("CREATE TABLE t(x)")

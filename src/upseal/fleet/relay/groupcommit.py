@@ -67,6 +67,7 @@ class GroupCommit:
             RuntimeError: closed.
         """
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # who no longer waits must not cancel what is written
         with self._changed:
             if self._closing:
                 raise RuntimeError("this queue is closed")
