@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 from contextlib import suppress
 from typing import Any
@@ -144,13 +143,15 @@ def _new_ca(args: argparse.Namespace, output: str | None) -> bytes:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    from upseal.core.certificates import issue_ca
+
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if args.passphrase or args.passphrase_file is not None:
         secret = passphrase_of(args.ca_key_out, args.passphrase_file, new=True)
         encryption = serialization.BestAvailableEncryption(secret)
     key = ec.generate_private_key(ec.SECP256R1())
     try:
-        pem = ca_certificate(key, args.subject, args.days or 3650)
+        pem = issue_ca(key, args.subject, args.days or 3650)
     except ValueError as error:
         raise Failure(USAGE, f"cannot make the CA: {error}") from error
     key_pem = key.private_bytes(
@@ -165,33 +166,6 @@ def _new_ca(args: argparse.Namespace, output: str | None) -> bytes:
             os.unlink(args.ca_key_out)
         raise
     return pem
-
-
-def ca_certificate(key: Any, subject: str, days: int) -> bytes:
-    """A self-signed certificate of a CA that may issue end certificates only."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
-    usage = dict.fromkeys(
-        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-         "key_agreement", "encipher_only", "decipher_only"), False,
-    )  # fmt: skip
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _facts(pem: bytes, output: str | None) -> dict[str, Any]:

@@ -125,6 +125,45 @@ def issue(
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def issue_ca(
+    key: Any,
+    subject: str,
+    days: int,
+    now: datetime.datetime | None = None,
+    slack: datetime.timedelta = datetime.timedelta(minutes=5),
+) -> bytes:
+    """A self-signed certificate in PEM of a CA that may issue end certificates only.
+
+    Args:
+        key: the CA's, ECDSA or RSA.
+        subject: its common name.
+        days: how long it is valid, from ``now`` on.
+        now: the present unless given.
+        slack: how long before ``now`` it is valid already, since clocks differ.
+    """
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    usage = dict.fromkeys(
+        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+         "key_agreement", "encipher_only", "decipher_only"), False,
+    )  # fmt: skip
+    start = now or datetime.datetime.now(datetime.UTC)
+    public = key.public_key()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - slack)
+        .not_valid_after(start + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
 def _check_ca(issuer: x509.Certificate, issuer_key: Any) -> None:
     if issuer.public_key() != issuer_key.public_key():
         raise ValueError("the CA's certificate and the CA's key do not belong together")

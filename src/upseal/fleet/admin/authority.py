@@ -11,10 +11,10 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from upseal.core.certificates import issue, load
+from upseal.core.certificates import issue, issue_ca, load
 from upseal.core.keys import PublicKey
 from upseal.fleet.admin.folder import read_file
 from upseal.fleet.admin.refusals import Unusable
@@ -93,28 +93,9 @@ def make_ca(name: str, now_ms: int, days: int = CA_DAYS) -> tuple[bytes, Any]:
     It may issue end certificates only.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name(
-        [x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name(name, "upseal CA"))]
-    )
-    start = moment(now_ms)
-    usage = dict.fromkeys(
-        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-         "key_agreement", "encipher_only", "decipher_only"), False,
-    )  # fmt: skip
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - _SLACK)  # a clock may be set right after this
-        .not_valid_after(start + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM), key
+    # A clock may be set right after this: hence the slack.
+    pem = issue_ca(key, common_name(name, "upseal CA"), days, moment(now_ms), _SLACK)
+    return pem, key
 
 
 @dataclass(frozen=True)
