@@ -71,7 +71,7 @@ class Bare:
             )
             for at in range(0, len(data) - step + 1, step)
         ]  # fmt: skip
-        return partial(_all, calls)
+        return partial(_all, calls, source)
 
     def open_chunks(self, data: bytes, piece: int) -> Callable[[], int]:
         """And back, into memory that anybody may see."""
@@ -89,7 +89,7 @@ class Bare:
             )
             for i in range(count)
         ]  # fmt: skip
-        return partial(_all, calls)
+        return partial(_all, calls, sealed)
 
     def _batch(self, size: int, count: int) -> tuple[Any, Callable[[], int]]:
         values = self.ffi.from_buffer("uint8_t[]", os.urandom(size * count))
@@ -116,7 +116,9 @@ class Bare:
         return call
 
 
-def _all(calls: list[Callable[[], int]]) -> int:
+def _all(calls: list[Callable[[], int]], kept: Any) -> int:
+    """``kept`` is what the calls point into: a pointer does not keep that itself."""
     for call in calls:
-        call()
+        status = call()
+        assert status == 0, status
     return 0
