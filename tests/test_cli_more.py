@@ -151,6 +151,7 @@ def test_demo(tmp_path):
     assert facts["match"] is facts["core"]["match"] is True
     assert facts["engine"] in ("native", "portable")
     assert facts["reports"] is facts["clients"] is None, "the fleet's"
+    assert facts["plaintext_on_disk"] is facts["checks"] is None
     reports = facts["core"]["reports"]
     assert reports["made"] == reports["opened"] == 1500
     assert sum(reports["properties"].values()) == 1500

@@ -27,6 +27,7 @@ from upseal.fleet import Agent as Public
 from upseal.fleet.agent import AlreadySending, NotEnrolled, Settings, SpoolError
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
+from upseal.fleet.agent.onesender import OneSender
 from upseal.fleet.http.client import Client
 from upseal.fleet.policy import Level
 
@@ -245,6 +246,20 @@ def test_gather_shows_and_reports_nothing(folder, cli):
     assert {"cpu", "virtual_memory"} <= {fact["property"] for fact in facts}
     assert "virtual_memory" in cli("gather", "-d", folder, "--what", "memory")
     assert "no source" in cli("gather", "-d", folder, "--what", "weather", code=2)
+    assert json.loads(cli("status", "-d", folder, "--json"))["spool"]["depth"] == 0
+
+
+def test_once_beside_another_that_sends_gathers_nothing(folder, cli):
+    text = (folder / "agent.toml").read_text()
+    (folder / "agent.toml").write_text(
+        text.replace("interval = 0", 'interval = 900\nwhat = ["cpu"]')
+    )
+    other = OneSender(folder / "sender.lock")
+    assert other.take()
+    try:
+        assert "another process" in cli("run", "-d", folder, "--once", code=4)
+    finally:
+        other.release()
     assert json.loads(cli("status", "-d", folder, "--json"))["spool"]["depth"] == 0
 
 

@@ -200,8 +200,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _once(agent: Agent, stop: threading.Event) -> int:
+    from upseal.fleet.agent.agent import AlreadySending
     from upseal.fleet.agent.gathering import Gatherer
 
+    if agent.one.holder() is not None:  # that one gathers, too: the host would be reported twice
+        raise AlreadySending("another process sends from this folder")
     if agent.settings.gather.interval > 0:
         Gatherer(agent.settings.gather, agent.settings.name, agent.report_many).look(stop)
     left = agent.send_all(_ONCE_SECONDS, stop)

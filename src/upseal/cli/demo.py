@@ -36,7 +36,9 @@ from upseal.cli.version import engine_facts
 _LEAST_AGENTS = 3
 """One at each level."""
 _MOST_AGENTS = 1000
-_FLEET = ("reports", "plaintext_on_wire", "rotation", "orphans", "clients")
+_FLEET = (
+    "reports", "plaintext_on_wire", "plaintext_on_disk", "rotation", "orphans", "clients", "checks",
+)  # fmt: skip
 """What the fleet part puts at the top of the object."""
 
 
@@ -48,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     fleet = parser.add_argument_group("the fleet")
     fleet.add_argument("--skip-fleet", action="store_true", help="the core's part alone")
     fleet.add_argument(
-        "--agents", metavar="N", type=_whole, default=50, help="how many (default: 50; at least 3)"
+        "--agents", metavar="N", type=_whole, default=50, help="how many (default: 50; 3 to 1,000)"
     )
     fleet.add_argument(
         "--seconds",

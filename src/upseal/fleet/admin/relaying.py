@@ -91,6 +91,7 @@ def add(
                 keys=(),
             )
         else:
+            what = f"change the relay {name!r}"
             entry = replace(
                 old,
                 accepts_sealed=old.accepts_sealed if accepts_sealed is None else accepts_sealed,
