@@ -281,3 +281,27 @@ def test_a_forked_child_cannot_go_on_with_its_parents_upload(sealer, opener, act
     assert wait_for_children([pid]) == [0]
     writer.close()
     assert drain(opener, out.getvalue()) == (b"of the parent", None)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_by_the_file_itself_does_not_seal_on(sealer, opener):
+    parent, children = os.getpid(), []
+
+    class Forking(io.BytesIO):
+        def write(self, data):
+            if len(data) > CHUNK and not children:  # in the middle of the pieces
+                children.append(os.fork())
+            return super().write(data)
+
+    out, truth = Forking(), pattern(4 * PIECE)
+    writer = sealer.writer(out)
+    try:
+        writer.write(truth)
+    except RuntimeError:
+        os._exit(0 if os.getpid() != parent else 1)
+    finally:
+        if os.getpid() != parent:
+            os._exit(2)
+    assert wait_for_children(children) == [0]
+    writer.close()
+    assert drain(opener, out.getvalue()) == (truth, None)

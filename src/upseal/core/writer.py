@@ -141,11 +141,15 @@ class SealingWriter(io.RawIOBase):
             raise ValueError("write to a closed upload")
         if self._failed:
             raise RuntimeError("this upload has failed: start it again, under a new salt")
+        self._check_process()
+
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             self._failed = True
             raise RuntimeError("an upload cannot go on in a forked child: start one there")
 
     def _seal(self, data: memoryview, last: bool = False) -> None:
+        self._check_process()  # the file's own `write` may have forked since the last piece
         chunks = len(data) // CHUNK + last
         if self._chunk + chunks > CHUNKS_MAX - (not last):
             raise ValueError("an upload is at most 4 PiB")
