@@ -159,7 +159,19 @@ class Trust:
         A manifest past its expiry still counts: whoever can hold back new ones must not be able
         to turn encryption off by waiting.
         """
+        return self.counting(now_ms)[1]
+
+    def counting(self, now_ms: int) -> tuple[Manifest | None, Certificate | Absent]:
+        """The newest verified manifest and its certificate, of one moment.
+
+        The level of one manifest and the state of the next one may together mean clear text, where
+        neither of them does.
+        """
         manifest = self._believed.manifest
+        return manifest, self._usable(manifest, now_ms)
+
+    @staticmethod
+    def _usable(manifest: Manifest | None, now_ms: int) -> Certificate | Absent:
         if manifest is None:
             return Absent.NEVER_SEEN
         usable = manifest.usable()

@@ -15,7 +15,7 @@ from upseal.fleet.agent.flights import Flight, Flights, Stage
 from upseal.fleet.agent.membership import Credentials
 from upseal.fleet.agent.parent import Believed, Parent
 from upseal.fleet.agent.rows import now_ms
-from upseal.fleet.agent.spool import Spool, SpooledUnit, SpoolError
+from upseal.fleet.agent.spool import Spool, SpoolDamaged, SpooledUnit, SpoolError
 from upseal.fleet.agent.tally import Alarms, Tally
 from upseal.fleet.http import results
 from upseal.fleet.http.client import Response
@@ -97,11 +97,11 @@ class Deliveries:
         """What the parent calls it."""
         return body_id(body)
 
-    def post_units(self, body: bytes, *, wait: bool) -> Response:
+    def post_units(self, body: bytes, *, wait: bool, still: Callable[[], bool]) -> Response:
         """Sends a body."""
         seconds = self._wait if wait else 0
         self._tally.add("bytes_sent", len(body))
-        return self._parent.post("/v1/units", body, wait=seconds, kind=BYTES)
+        return self._parent.post("/v1/units", body, wait=seconds, kind=BYTES, still=still)
 
     def post_results(self, bodies: list[bytes]) -> Response:
         """Asks about bodies."""
@@ -304,7 +304,13 @@ class Answers:
             with self._lock:
                 flight.stage = Stage.ASIDE
             return
-        unit = self._spool.remake(flight.unit, self._random(16), 1)
+        try:
+            unit = self._spool.remake(flight.unit, self._random(16), 1)
+        except SpoolDamaged:  # this unit, which need not be the one whose answer it came with
+            self._alarms.add("spool", "a unit on the disk is not what it was made of")
+            with self._lock:
+                flight.stage = Stage.ASIDE
+            return
         with self._lock:
             if unit is None:
                 self._flights.done(flight)

@@ -21,19 +21,23 @@ class OneSender:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._waiting: int | None = None
         renew_in_children(self)
 
     def after_fork(self) -> None:
         """A child does not send, and must not keep others from it when its parent is gone."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        # The one it waits with, too: what lock its parent gets by it the child would hold as well.
+        for descriptor in (self._descriptor, self._waiting):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._descriptor = self._waiting = None
 
     def take(self) -> bool:
         """True if this process may send now."""
         if self._descriptor is not None:
             return False
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._waiting = descriptor
         end = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -41,13 +45,15 @@ class OneSender:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
+                    self._waiting = None
                     os.close(descriptor)
                     return False
             except BaseException:
+                self._waiting = None
                 os.close(descriptor)
                 raise
             time.sleep(0.05)
-        self._descriptor = descriptor
+        self._descriptor, self._waiting = descriptor, None
         with suppress(OSError):  # only for people: a full disk does not keep us from sending
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -108,15 +108,26 @@ class Parent:
 
     # -- requests --------------------------------------------------------------------
 
-    def post(self, path: str, body: bytes, *, wait: float = 0, kind: str) -> Response:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        wait: float = 0,
+        kind: str,
+        still: Callable[[], bool] = lambda: True,
+    ) -> Response:
         """An authenticated request; again, once, if our clock was off and could be corrected.
+
+        ``still`` is asked before it goes again: a parent may have taken minutes to answer.
 
         Raises:
             Unreachable: no answer came.
         """
         response = self._post(path, body, wait, kind)
         problem = response.problem()
-        if problem is not None and problem.name == "clock" and self._correct(response.date):
+        clock = problem is not None and problem.name == "clock"
+        if clock and self._correct(response.date) and still():
             response = self._post(path, body, wait, kind)
         return response
 
@@ -201,8 +212,7 @@ class Parent:
     def believed(self) -> Believed:
         """What counts now."""
         now = now_ms()
-        manifest = self._trust.manifest  # first: what is sealed under a newer one does no harm
-        certificate = self._trust.certificate(now)
+        manifest, certificate = self._trust.counting(now)
         return Believed(manifest, certificate, known_parent(self._hops, now))
 
     def stale(self) -> bool:

@@ -146,8 +146,7 @@ class Sender:
             self._workers.submit(self._refresh)
         if not self._refreshed:  # what the parent can do must be known before the first report goes
             return
-        believed = self._parent.believed()
-        decision = self._decide(believed)
+        believed, decision = self._decide()
         if now < self._pace.until:
             return
         if self._beacons.take():
@@ -198,10 +197,9 @@ class Sender:
             flight.stage = Stage.SENDING
         return flight
 
-    def _decide(self, believed: Believed) -> Decision:
+    def _decide(self) -> tuple[Believed, Decision]:
         """What would happen to a report now; tells of changes, and when a beacon is due."""
-        level = self._level(believed)
-        decision = decide(level, believed.certificate, believed.parent)
+        believed, level, decision = self._now()
         before, self._decision, self._wanted = self._decision, decision, level
         if before is None or (type(before), before.reason) != (type(decision), decision.reason):
             event(
@@ -214,7 +212,7 @@ class Sender:
             )
             self._beacons.decided(level, decision, before)
             self._upkeep_at = 0.0
-        return decision
+        return believed, decision
 
     # -- work on the network -------------------------------------------------------------
 
@@ -243,13 +241,9 @@ class Sender:
 
     def _deliver_one(self, flight: Flight) -> None:
         # Decided anew for every unit, with what is believed at this moment.
-        believed = self._parent.believed()
-        level = self._level(believed)
-        decision = decide(level, believed.certificate, believed.parent)
+        believed, level, decision = self._now()
         if isinstance(decision, Withhold):
-            flight.records = None  # it may be long until it is sent, and this is plaintext
-            with self._lock:
-                self._flights.rest(flight)
+            self._keep(flight)
             return
         records = flight.records
         found = (flight.unit, records) if records is not None else self._spool.records(flight.unit)
@@ -265,15 +259,34 @@ class Sender:
         body, digest = self._deliveries.body(unit, records, level, decision)
         del records
         name = self._deliveries.name(body)
+
+        def still() -> bool:
+            # To read the disk and to wait for answers takes time, and clear text is not taken back.
+            return isinstance(decision, Seal) or not isinstance(self._now()[2], Withhold)
+
+        if not still():
+            self._keep(flight)
+            return
         with self._lock:
             if not self._flights.sent(flight, unit, digest, name, believed.serial):
                 return
             pending = self._flights.count(Stage.PENDING)
         self._tally.add(f"sent_{actual(decision)}")
         # Where the parent has others to answer for, all are asked about together.
-        response = self._deliveries.post_units(body, wait=not pending)
+        response = self._deliveries.post_units(body, wait=not pending, still=still)
         del body
         self._heard(self._answers.units(response, {name: flight}, believed))
+
+    def _now(self) -> tuple[Believed, Level, Decision]:
+        believed = self._parent.believed()
+        level = self._level(believed)
+        return believed, level, decide(level, believed.certificate, believed.parent)
+
+    def _keep(self, flight: Flight) -> None:
+        """Until it may be sent: that may be long, and its records are plaintext."""
+        flight.records = None
+        with self._lock:
+            self._flights.rest(flight)
 
     def _poll(self) -> None:
         """Asks about what the parent has taken and not answered for."""

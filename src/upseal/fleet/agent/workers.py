@@ -41,20 +41,29 @@ class Workers:
             if self._busy > len(self._threads) and len(self._threads) < self._most:
                 name = f"{self._name}-{len(self._threads)}"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._tasks.put((work, args))
+                try:
+                    thread.start()
+                    self._threads.append(thread)
+                except RuntimeError as error:  # the host has no more: those there are must do
+                    event(_log, "no thread to be had", level=logging.WARNING, error=error)
+            alone = not self._threads
+            if not alone:
+                self._tasks.put((work, args))
+        if alone:  # what is submitted is never left undone: its caller waits for it to be
+            self._do(work, args)
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            work, args = task
-            try:
-                work(*args)
-            except Exception as error:  # one task's trouble is not the next one's
-                event(_log, "unexpected error", level=logging.ERROR, error=error, exc=error)
-            finally:
-                with self._lock:
-                    self._busy -= 1
+            self._do(*task)
+
+    def _do(self, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+        try:
+            work(*args)
+        except Exception as error:  # one task's trouble is not the next one's
+            event(_log, "unexpected error", level=logging.ERROR, error=error, exc=error)
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     def stop(self, patience: float) -> bool:
         """Takes no more; waits a little for what runs. False if something still does."""
