@@ -359,3 +359,36 @@ def test_it_reads_from_a_real_pipe(opener, sealer):
         target.write(upload(sealer, b"through the kernel"))
         target.close()
         assert opener.reader(source).read() == b"through the kernel"
+
+
+def test_only_memory_of_its_own_holds_what_has_not_verified(opener, sealed):
+    """Nor what is held for later reads: a second thread could see it."""
+    for wrap in (io.BytesIO, Pipe, Watched):
+        reader = opener.reader(wrap(sealed))
+        engine, told = reader._engine, []
+
+        class Spy:
+            room = staticmethod(engine.room)
+
+            @staticmethod
+            def open_chunks(*args, engine=engine, told=told):
+                told.append(bool(args[5:] and args[5]))
+                return engine.open_chunks(*args)
+
+        reader._engine = Spy
+        assert reader.readinto(bytearray(4 * CHUNK)) == 4 * CHUNK
+        assert len(reader.read(4 * CHUNK)) == 4 * CHUNK
+        assert len(reader.read(10)) == 10
+        assert told == [False, True, False]
+
+
+def test_what_was_held_is_wiped(opener, sealed):
+    reader = opener.reader(io.BytesIO(sealed))
+    short = reader._buffer
+    assert any(short), "the last chunk"
+    reader.read(10)
+    long = reader._buffer
+    assert any(long)
+    assert not any(short)
+    reader.close()
+    assert not any(long)

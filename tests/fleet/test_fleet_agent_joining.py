@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from fleet_support import Site
 
-from upseal.fleet.agent.enrolment import EnrolmentRefused, first_manifest
+from upseal.fleet.agent.enrolment import EnrolmentRefused, _spool_key, first_manifest
 from upseal.fleet.http.client import Client
 
 
@@ -57,3 +57,11 @@ def test_a_parent_that_stays_behind_is_refused(older_and_newest, tmp_path):
     site, older, _ = older_and_newest
     with serving([older]) as client, pytest.raises(EnrolmentRefused, match="older"):
         first_manifest(client, site.token(site.manifest.serial), tmp_path, patience=0)
+
+
+def test_a_spool_key_that_is_there_stays(tmp_path):
+    path = tmp_path / "spool.pem"
+    _spool_key(path, False)
+    before = path.read_bytes()
+    _spool_key(path, False)
+    assert path.read_bytes() == before

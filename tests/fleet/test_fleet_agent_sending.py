@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An agent and its parent: what goes out, how, and what it takes to leave the spool."""
 
+import dataclasses
 import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fleet_agent_support import (
@@ -24,12 +26,19 @@ from fleet_agent_support import (
 from upseal import Opener, OpenError
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.deliveries import Answers
-from upseal.fleet.agent.flights import Stage
-from upseal.fleet.agent.parent import verified_hops
+from upseal.fleet.agent.flights import Flights, Stage
+from upseal.fleet.agent.membership import Credentials, NotEnrolled
+from upseal.fleet.agent.parent import Believed, Parent, known_parent, verified_hops
+from upseal.fleet.agent.rows import SpooledUnit
+from upseal.fleet.agent.sender import Sender
+from upseal.fleet.agent.settings import Send
+from upseal.fleet.agent.spool import Spool, SpoolDamaged
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
 from upseal.fleet.identity import SigningKey
-from upseal.fleet.policy import Level, Reason
+from upseal.fleet.policy import Absent, Clear, Level, Reason
+from upseal.fleet.policy import Parent as Known
+from upseal.fleet.trust import Outcome
 from upseal.fleet.units import Receipt, Status, body_kind, signed_receipt
 
 SECRET = b"sesame-plaintext-marker"
@@ -815,3 +824,144 @@ def test_every_send_is_sealed_afresh(run, parent):
     opener = Opener([parent.site.private[-1]])
     with pytest.raises(OpenError):
         opener.open_batch(parent.bodies[0], b"another context")
+
+
+def sender_of(agent, above=None, level=lambda believed: Level.NONE):
+    """One that does nothing by itself."""
+    credentials = Credentials.load(agent.settings.directory)
+    tally, alarms = agent.tally, agent.alarms
+    return Sender(
+        agent.settings, credentials, agent.spool, above, level, tally, alarms, lambda: None
+    )
+
+
+def test_every_sender_has_an_epoch_of_its_own(site, tmp_path):
+    """Else, begun again, it would use numbers that the server knows for other reports."""
+    with agent_of(site, tmp_path, "http://127.0.0.1:1", started=False) as agent:
+        epochs = []
+        for report in (b"one", b"two"):
+            agent.report(report)
+            epochs.append(sender_of(agent)._planned().unit.epoch)
+    assert len(epochs[0]) == 16
+    assert epochs[0] != epochs[1]
+
+
+def test_whether_to_withhold_is_decided_at_the_last_moment(site, tmp_path):
+    """The unit was launched when it might go in clear; when its turn comes, it no longer may."""
+    posted, wanted = [], [Level.NONE]
+    above = SimpleNamespace(
+        believed=lambda: Believed(None, Absent.NEVER_SEEN, Known()),
+        post=lambda *args, **more: posted.append(args),
+    )
+    with agent_of(site, tmp_path, "http://127.0.0.1:1", started=False) as agent:
+        agent.report(SECRET)
+        sender = sender_of(agent, above, lambda believed: wanted[0])
+        assert isinstance(sender._decide()[1], Clear)
+        flight = sender._planned()
+        assert flight.records == [SECRET]
+        wanted[0] = Level.REQUIRED
+        sender._deliver(flight)
+    assert posted == []
+    assert flight.stage is Stage.READY
+    assert flight.records is None, "plaintext is not kept while it waits"
+
+
+def test_what_a_relay_signed_counts_until_it_expires(site):
+    near, far = site.add_relay("near"), site.add_relay("far", decrypts=True)
+    now, hour = int(time.time() * 1000), 3_600_000
+    above = capabilities(far, accepts_sealed=False, exp=now + hour)
+    token = capabilities(near, parent=above, exp=now + 3 * hour)
+    hops = verified_hops(token, site.manifest, now)
+    key = far.private[0].public_key
+    assert known_parent(hops, now) == Known(False, key)
+    assert known_parent(hops, now + 2 * hour) == Known(True, None), "the nearer one still counts"
+    assert known_parent(hops, now + 4 * hour) == Known()
+
+
+@pytest.mark.parametrize("lack", [{"key_ids": []}, {"key_ids": ["00" * 8]}, {"decrypts": False}])
+def test_nothing_is_sealed_to_a_key_that_a_relay_does_not_hold(site, lack):
+    relay = site.add_relay("r", decrypts=True)
+    now = int(time.time() * 1000)
+    hops = verified_hops(capabilities(relay), site.manifest, now)
+    assert known_parent(hops, now) == Known(True, relay.private[0].public_key)
+    hops = verified_hops(capabilities(relay, **lack), site.manifest, now)
+    assert known_parent(hops, now) == Known(True, None)
+
+
+def test_what_was_verified_counts_until_the_manifest_says_otherwise(site):
+    relay = site.add_relay("r", decrypts=True)
+    answer = SimpleNamespace(status=200, body=capabilities(relay, accepts_sealed=False).encode())
+    client = SimpleNamespace(request=lambda *args, **more: answer)
+    trust = SimpleNamespace(manifest=site.manifest)
+    trust.counting = lambda now: (trust.manifest, Absent.DISABLED)
+    parent = Parent(client, None, trust, None)
+    for answer.status in (200, 503):
+        parent._refresh_capabilities()
+        assert parent.believed().parent == Known(False, relay.private[0].public_key)
+    trust.manifest = site.change(revoked_agents=frozenset([relay.relay]))
+    parent._refresh_capabilities()
+    assert parent.believed().parent == Known()
+
+
+def test_the_etag_of_what_was_not_believed_is_forgotten(site):
+    """Or a parent that lies once could have us told for ever that there is nothing new."""
+    asked, outcome = [], [Outcome.ACCEPTED]
+
+    def request(method, path, headers=None, **more):
+        asked.append(headers.get("if-none-match"))
+        return SimpleNamespace(status=200, body=b"a.b.c", headers={"etag": f'"{len(asked)}"'})
+
+    trust = SimpleNamespace(manifest=site.manifest, offer=lambda tokens, now: outcome[0])
+    parent = Parent(SimpleNamespace(request=request), None, trust, None)
+    for outcome[0] in (Outcome.ACCEPTED, Outcome.SAME, Outcome.INVALID, Outcome.SAME):
+        parent._refresh_manifest()
+    assert asked == [None, '"1"', '"2"', None]
+
+
+def test_what_was_said_before_is_not_about_a_unit_made_again():
+    flights = Flights(Send())
+    old = SpooledUnit(1, b"e" * 16, 1, 1, 2, 2, False, False)
+    new = dataclasses.replace(old, epoch=b"f" * 16, remade=True)
+    flight = flights.add(old)
+    assert flights.sent(flight, old, b"first", b"body", 1)
+    flights.remade(flight, new, 0.0)
+    assert flights.of_digest(b"first") is None
+    assert not flights.sent(flight, old, b"late", b"body", 1), "sealed while it was made again"
+    assert flights.of_digest(b"late") is None
+    assert flights.sent(flight, new, b"second", b"body", 1)
+    assert flights.of_digest(b"second") is flight
+
+
+def test_a_unit_that_is_not_what_it_was_made_of_is_set_aside(site, tmp_path, monkeypatch):
+    def damaged(self, unit):
+        raise SpoolDamaged
+
+    monkeypatch.setattr(Spool, "records", damaged)
+    above = SimpleNamespace(believed=lambda: Believed(None, Absent.NEVER_SEEN, Known()))
+    with agent_of(site, tmp_path, "http://127.0.0.1:1", started=False) as agent:
+        agent.report(b"x")
+        sender = sender_of(agent, above)
+        flight = sender._planned()
+        flight.records = None
+        sender._deliver(flight)
+        assert sender._flights.all() == [flight]
+        assert flight.stage is Stage.ASIDE
+        assert [alarm["kind"] for alarm in agent.alarms.all()] == ["spool"]
+
+
+def test_what_a_process_said_that_has_ended_is_not_the_status(site, tmp_path):
+    told = {"wanted": "none", "actual": "clear", "why": "level-none", "trouble": "unreachable"}
+    with agent_of(site, tmp_path, "http://127.0.0.1:1", started=False, level="required") as agent:
+        (agent.settings.directory / "status.json").write_text(json.dumps(told))
+        status = agent.status()
+    assert not status["running"]
+    assert (status["wanted"], status["actual"]) == ("required", "sealed")
+    assert status["parent"]["trouble"] is None
+
+
+def test_the_identity_of_another_agent_is_refused(site, tmp_path):
+    folder = make_folder(site, tmp_path / "agent")
+    assert Credentials.load(folder).agent
+    (folder / "identity.pem").write_bytes(SigningKey.generate().to_pem())
+    with pytest.raises(NotEnrolled, match="another agent"):
+        Credentials.load(folder)

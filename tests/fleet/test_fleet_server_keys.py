@@ -96,6 +96,20 @@ def test_dead_letters_are_replayed_at_the_start(site):
         assert agent.statuses(only(agent.ask(name_of(body)))) == {unit.digest: Status.STORED}
 
 
+def test_a_replay_that_fails_throws_nothing_away(site):
+    (path,) = (site.folder / "keys").iterdir()
+    path.rename(site.folder / "away.pem")
+    with site.running():
+        agent = site.enrol()
+        agent.send(sealed(site, agent.unit(b"kept")))
+    with site.running():
+        (letter,) = until(lambda: [one for one in letters(site) if one.attempts])
+        assert letter.reason == "missing-key"
+    (site.folder / "away.pem").rename(path)
+    with site.running():
+        assert stored(site, agent) == [b"kept"]
+
+
 def test_after_a_restart_nothing_is_stored_twice(site):
     with site.running():
         agent = site.enrol()

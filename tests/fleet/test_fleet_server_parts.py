@@ -4,22 +4,35 @@
 import hashlib
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
+import sqlalchemy
 from fleet_server_support import until
+from fleet_support import Site as Fleet
 from sqlalchemy.exc import SQLAlchemyError
 
+from upseal import PrivateKey
+from upseal.fleet import jws
+from upseal.fleet.http.metrics import Metrics
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
+from upseal.fleet.identity import SigningKey
+from upseal.fleet.policy import Level, Reason
 from upseal.fleet.server import writer as writers
 from upseal.fleet.server.answers import Answers
+from upseal.fleet.server.directory import Known
+from upseal.fleet.server.intake import Intake
+from upseal.fleet.server.meters import Meters
+from upseal.fleet.server.opening import Opened, Sender
+from upseal.fleet.server.relayed import Relayed
 from upseal.fleet.server.settings import read_settings
 from upseal.fleet.server.store import Store, alarms, deadletters, now_ms, units
 from upseal.fleet.server.store.units import NewUnit
 from upseal.fleet.server.throttle import Throttle, Throttled
 from upseal.fleet.server.writer import Job, Letter, Quota, Settled, Writer
 from upseal.fleet.settings import SettingsError, split_listen
-from upseal.fleet.units import Status
+from upseal.fleet.units import Status, clear_body, make_unit
 
 ID = "00112233445566778899aabbccddeeff"
 
@@ -295,3 +308,98 @@ def test_dead_letters_answer_for_themselves(store):
     assert [r.state for r in found] == [
         State.PENDING, State.UNKNOWN, State.PROBLEM, State.PENDING,
     ]  # fmt: skip
+
+
+# -- what stands behind another check ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["identity", "hop"])
+def test_either_id_of_a_revoked_client_is_enough(which):
+    identity, hop = SigningKey.generate(), SigningKey.generate()
+    ids = {"identity": identity.public.agent_id, "hop": hop.public.agent_id}
+    intake = Intake(bytes(16), None, None, None, None)
+    said = make_unit(identity, bytes(16), b"e" * 16, 1, 1, Level.OPTIONAL, Reason.SEALED, [b"x"])
+    known = Known(ids["identity"], identity.public, ids["hop"], "agent", "name")
+    intake.manifest = SimpleNamespace(revoked_agents=frozenset())
+    assert intake._refusal(said, known) is None
+    intake.manifest = SimpleNamespace(revoked_agents=frozenset([ids[which]]))
+    assert intake._refusal(said, known) == "revoked-agent"
+
+
+def test_a_replay_is_on_nobodys_account():
+    accounts = []
+
+    class Opening:
+        def open(self, raw, account):
+            accounts.append(account)
+            return Opened([], None, None)
+
+    nobody = SimpleNamespace(find=lambda agents: {})
+    intake = Intake(bytes(16), Opening(), nobody, None, Meters(Metrics("server")))
+    sender = Sender(b"h" * 16, "relay")
+    body = clear_body([b"row"])
+    intake.open(body, sender)
+    intake.open(body, sender, 1, replayed=True)
+    assert accounts == [sender, None]
+
+
+def test_what_is_malformed_has_a_part_of_the_room(writer, store):
+    def kept(n, size, reason):
+        letter = Letter(bytes([n]) * 32, bytes(size), b"h" * 16, "agent", 1, reason, None)
+        return writer.submit(Job(letters=[letter])).result(30).letters == [True]
+
+    assert kept(1, 125, deadletters.MALFORMED), "an eighth of 1,000"
+    assert not kept(2, 1, deadletters.MALFORMED)
+    assert kept(3, 800, deadletters.MISSING_KEY)
+    with store.reading() as db:
+        assert list(alarms.listing(db)) == [], "nobody is called for what is malformed"
+
+
+def test_nothing_is_said_before_the_commit(writer, store):
+    def fail(db):
+        raise OSError("no room")
+
+    sqlalchemy.event.listen(store.engine, "commit", fail)
+    try:
+        future = writer.submit(Job(units=[unit(0)]))
+        with pytest.raises(OSError, match="no room"):
+            future.result(30)
+    finally:
+        sqlalchemy.event.remove(store.engine, "commit", fail)
+    assert writer.submit(Job(units=[unit(0)])).result(30).units == [Status.STORED]
+
+
+def test_accounts_are_bounded(monkeypatch):
+    monkeypatch.setattr("upseal.fleet.server.throttle._HOPS", 3)
+    throttle = Throttle()
+    for n in range(5):
+        spend(throttle, b"%d" % n)
+    spend(throttle, b"3")
+    spend(throttle, b"5")
+    assert list(throttle._spent) == [b"4", b"3", b"5"]
+
+
+def test_a_relay_that_is_revoked_or_behind_announces_nothing(store):
+    site = Fleet()
+    relay = site.add_relay("r", decrypts=True)
+    relayed = Relayed(store, lambda: site.manifest)
+
+    def announce():
+        said = {
+            "relay": relay.relay.hex(), "generation": 1, "t": now_ms(),
+            "public_key": PrivateKey.generate().public_key.to_pem().decode(),
+        }  # fmt: skip
+        return relayed.key(jws.sign(said, relay.identity, jws.RELAY).encode())
+
+    assert announce()["key_id"]
+    site.manifest = SimpleNamespace(
+        relays=site.manifest.relays, revoked_agents=frozenset(), oldest_generation=2
+    )
+    with pytest.raises(Problem) as caught:
+        announce()
+    assert caught.value.name == "stale-key"
+    site.manifest.oldest_generation = 0
+    site.manifest.revoked_agents = frozenset([relay.relay])
+    with pytest.raises(Problem) as caught:
+        announce()
+    assert caught.value.name == "revoked"

@@ -764,3 +764,69 @@ def test_another_process_that_closes_the_spool_takes_nothing_away(tmp_path):
     finally:
         spool.close()
     assert seen_elsewhere() == 3
+
+
+# -- promises that no kill -9 can show ------------------------------------------------------
+
+
+def test_what_is_committed_is_flushed(spool):
+    for database in (spool._writer, spool._reader):
+        with database.alone() as db:
+            assert db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_name_of_a_new_spool_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+    spool = spool_at(tmp_path)
+    spool.add([b"x"])
+    spool.close()
+    assert tmp_path.stat().st_ino in flushed
+
+
+def test_a_spool_of_a_newer_release_is_left_alone(tmp_path):
+    spool = spool_at(tmp_path)
+    spool.add([b"x"])
+    spool.close()
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    before = (tmp_path / "spool.db").read_bytes()
+    spool = spool_at(tmp_path)
+    with pytest.raises(SpoolDamaged, match="newer"):
+        spool.add([b"y"])
+    spool.close()
+    assert (tmp_path / "spool.db").read_bytes() == before
+
+
+def test_a_receipt_that_comes_twice_is_not_about_the_next_unit(spool):
+    spool.add([b"a"])
+    unit, _ = spool.plan(SEVERAL, EPOCH, 1)
+    assert spool.stored(unit)
+    spool.add([b"b"])
+    other, _ = spool.plan(SEVERAL, EPOCH, 2)
+    assert other.id != unit.id
+    assert not spool.stored(unit)
+    assert spool.records(unit) is None
+    assert spool.units() == [other]
+
+
+def test_whatever_goes_wrong_ends_the_transaction(spool):
+    with pytest.raises(ZeroDivisionError), spool._writer.writing() as db:
+        db.execute("UPDATE state SET made = 7")
+        raise ZeroDivisionError
+    with spool._writer.alone() as db:
+        assert not db.in_transaction
+    assert spool.add([b"x"]) == range(1, 2)
+
+
+def test_no_connection_goes_into_a_child(spool):
+    spool.add([b"x"])
+    spool.counters()
+    databases = (spool._writer, spool._reader)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(d._connection is not None or d._turn is not None for d in databases))
+    assert wait_for_children([pid]) == [0]
+    assert spool.add([b"y"]) == range(2, 3)
