@@ -16,6 +16,7 @@ from typing import IO, Any, TypeAlias
 
 from upseal.core.keys import PublicKey
 from upseal.core.opener import KeyOpener, Opener
+from upseal.core.reserve import reserve
 from upseal.core.sealer import Sealer
 from upseal.core.uploads import (
     FRONT_MAX,
@@ -80,6 +81,7 @@ def seal_file(
         session = sealer._take(1)
         front, key = start_upload(session.header, session.keys, bound)
         engine, offset = session.keys.engine, reading.tell()
+        reserve(writing.fileno(), len(front) + sealed_size(size))
         _write_at(writing.fileno(), memoryview(front), 0)
 
         def seal_piece(piece: _Piece) -> None:
@@ -156,6 +158,7 @@ def open_file(
                     raise OpenError
                 _write_at(writing.fileno(), piece.plain, piece.first * CHUNK)
 
+            reserve(writing.fileno(), size)
             _in_pieces(size, threads, open_piece, report)
         return size
 
