@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Space for a file of known size, asked of the disk in one piece before it is written.
 
-Threads that write pieces in any order make ext4 look for room at every page. With the blocks reserved
-a gibibyte is sealed 1.15 times as fast there; and a disk that is too full says so before the work,
+Threads that write pieces in any order make ext4 look for room at every page. With the blocks there,
+a gibibyte is sealed 1.15 times as fast; and a disk that is too full says so before the work,
 not in the middle of it.
 """
 
