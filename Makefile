@@ -76,7 +76,7 @@ pytest: .venv/core ## the Python tests; PYTEST='-k name' chooses
 bench: .venv/bench-tools ## benchmarks, in under three minutes: .benchmarks/results/report.html
 	$(BIN)/python benchmarks/run.py
 
-bench-full: .venv/bench-tools ## all of them, about an hour; let nothing else run meanwhile
+bench-full: .venv/bench-tools ## all of them, half an hour; let nothing else run meanwhile
 	$(BIN)/python benchmarks/run.py --full
 
 dist: .venv/dist-tools ## sdist and wheel in dist/, audited and tried

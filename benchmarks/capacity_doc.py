@@ -78,13 +78,13 @@ def _example(load: Load, costs: Costs) -> list[str]:
     return lines
 
 
-def rewrite(page: str, new: str) -> str:
+def rewrite(page: str, new: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with another block."""
-    before, found, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
     if not found or not ended:
         raise ValueError("the page has not both markers")
-    return before + BEGIN + new + END + after
+    return before + begin + new + end + after
 
 
 def main() -> int:

@@ -38,6 +38,8 @@ def read(paths: list[str]) -> dict[str, dict[str, Any]]:
         content = json.loads(Path(path).read_text())
         if "benchmarks" in content:  # pytest-benchmark's own
             content = {**content, "kind": "rows", "machine": content["machine_info"]["upseal"]}
+        if content["kind"] in found:  # one would hide the other, rows and peers would be mixed
+            raise SystemExit(f"{path}: there is a result of kind {content['kind']} already")
         found[content["kind"]] = content
     return found
 

@@ -173,7 +173,8 @@ class NativeEngine:
     ) -> bytes | memoryview:
         """See Engine."""
         total, start = reports.total, len(head)
-        made, target = _room(start + 4 * total + self.measure(reports, padded), out)
+        sealed = self.measure(reports, padded)
+        made, target = _room(start + 4 * total + sealed, out)
         ffi.memmove(target, head, start)
         table, at = target + start, target + start + 4 * total
 
@@ -192,8 +193,10 @@ class NativeEngine:
         jobs = []
         apart = isinstance(reports, Packed)  # lists are joined under the GIL: threads gain nothing
         for first, end in _shares(reports.offsets) if apart else reports.groups(_GROUP):
-            with ffi.from_buffer("int64_t[]", reports.offsets[first : end + 1]) as o:
-                room = _measure(max(0, o[end - first] - o[0]), o, end - first, padded)
+            room = sealed
+            if end - first < total:
+                with ffi.from_buffer("int64_t[]", reports.offsets[first : end + 1]) as o:
+                    room = _measure(max(0, o[end - first] - o[0]), o, end - first, padded)
             jobs.append((first, end, at, room))
             at += room
         self._run(seal_share, jobs, apart)
@@ -355,9 +358,11 @@ def _shares(offsets: memoryview) -> list[tuple[int, int]]:
     """Neighbouring records in as many shares as there are cores, if they are worth threads."""
     count, base = len(offsets) - 1, offsets[0]
     size = offsets[count] - base
-    number = max(1, min(cores(), size // _SHARE))
+    number = min(cores(), size // _SHARE)
+    if number < 2:
+        return [(0, count)]
     marks = [bisect_left(offsets, base + size * i // number) for i in range(number)] + [count]
-    return [(a, b) for a, b in pairwise(marks) if a < b] or [(0, count)]
+    return [(a, b) for a, b in pairwise(marks) if a < b]
 
 
 def _room(size: int, out: bytearray | None) -> tuple[bytes | memoryview, Any]:
