@@ -72,15 +72,23 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = STARTING)
 
 
 class Process:
-    """One ``upseal`` process of ours, and what it has used."""
+    """One process of ours, mostly of ``upseal``, and what it has used.
 
-    def __init__(self, name: str, log: Path, *arguments: str) -> None:
+    ``pipes``: it is spoken to by its standard input and output.
+    """
+
+    def __init__(
+        self, name: str, log: Path, *arguments: str, code: tuple[str, ...] = ("-m", "upseal"),
+        pipes: bool = False,
+    ) -> None:  # fmt: skip
         self.name, self.log = name, log
         self._cpu = 0.0
         with open(log, "ab") as out:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "upseal", *arguments], stdout=out, stderr=out
-            )
+                [sys.executable, *code, *arguments], stderr=out,
+                stdin=subprocess.PIPE if pipes else None, text=True,
+                stdout=subprocess.PIPE if pipes else out,
+            )  # fmt: skip
         self._process = psutil.Process(self.child.pid)
 
     def check(self) -> None:
@@ -129,6 +137,9 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.child.kill()
         self.child.wait()
+        for pipe in (self.child.stdin, self.child.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 class Site:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A relay that lies: enrolled, so that its parent speaks to it, and under nobody's control.
 
-It stands between agents and an honest parent. ``lie`` is what it does with each body that comes
-(a method's name, or None for the truth); ``manifest`` and ``capabilities`` replace what it says.
+It stands between agents and an honest parent, or between relays and the server. ``lie`` is what it
+does with each body that comes, those of a bundle one by one (a method's name, or None for the
+truth); ``manifest`` and ``capabilities`` replace what it says.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from upseal.fleet.units import (
     body_kind,
     bundle,
     clear_body,
+    parse_bundle,
     parse_clear,
     signed_receipt,
 )
@@ -57,6 +59,10 @@ class Liar:
                 Route("/v1/manifest", self._manifest),
                 Route("/v1/capabilities", self._capabilities),
                 Route("/v1/enrol", self._enrol, methods=["POST"]),
+                *(
+                    Route(f"/v1/relay/{name}", self._relay, methods=["POST"])
+                    for name in ("key", "challenge", "answer")
+                ),
             ],
             metrics=Metrics("relay"),
         )
@@ -77,14 +83,19 @@ class Liar:
         return await asyncio.to_thread(act, body)
 
     def _take(self, body):
+        if body_kind(body) == "bundle":
+            return self._answer([self._take_one(bytes(part)) for part in parse_bundle(body)])
+        return self._answer([self._take_one(body)])
+
+    def _take_one(self, body):
         with self._lock:
             self.bodies.append(body)
             lie = self.lie(body) if callable(self.lie) else self.lie
         if lie is None:
-            return self._answer([self._pass_on(body)])
+            return self._pass_on(body)
         with self._lock:
             self.told[lie] += 1
-        return self._answer([getattr(self, lie)(body)])
+        return getattr(self, lie)(body)
 
     def _ask(self, body):
         ids = results.decode_ids(body)
@@ -143,6 +154,14 @@ class Liar:
         body = await read_body(request, 1 << 20)
         answer = await asyncio.to_thread(self.uplink.plain, "/v1/enrol", body)
         return Response(answer.body, answer.status)
+
+    async def _relay(self, request):
+        """What a relay below says of its keys, signed by it: handed through."""
+        body, path = await read_body(request, 1 << 16), request.url.path
+        with suppress(Unreachable):
+            got = await asyncio.to_thread(self.uplink.post, path, body, kind="text/plain")
+            return Response(got.body, got.status, media_type="application/json")
+        raise Problem("parent-away", retry_after=1)
 
     # -- lies about bodies: each gives a result for this body
 

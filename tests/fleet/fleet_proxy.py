@@ -34,6 +34,7 @@ class Proxy:
     def __init__(self, target):
         self._target = target
         self.weather = None
+        self.book = bytearray  # makes what keeps the bytes of one direction of a connection
         self.happened = Counter()
         self._lock = threading.Lock()
         self._up, self._down, self._replays = [], [], set()
@@ -104,7 +105,7 @@ class Proxy:
                     socket.transport.abort()
 
     def _book(self, where):
-        book = bytearray()
+        book = self.book()
         with self._lock:
             where.append(book)
         return book

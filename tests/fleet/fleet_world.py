@@ -16,22 +16,26 @@ import threading
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 
+from fleet_modes import Mode, toml
 from fleet_nodes import PATIENCE, Node, eventually, forms, seed_of
 from fleet_proxy import Proxy
 
 from upseal.fleet.admin.deployment import Deployment
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
-from upseal.fleet.agent.settings import Settings
+from upseal.fleet.agent.settings import Http, Settings
 from upseal.fleet.policy import Level
+from upseal.fleet.relay.settings import Http as RelayHttp
 from upseal.fleet.relay.settings import Settings as RelaySettings
 from upseal.fleet.relay.state import enrol as enrol_relay
+from upseal.fleet.uploads.words import is_announcement
 
 AGENTS = {"must": "required", "may": "optional", "plain": "none"}
 _AGENT = """
 parent = "{url}"
 name = "{name}"
 level = "{level}"
+fips = {fips}
 [batch]
 reports = 20
 seconds = 0.1
@@ -42,16 +46,19 @@ interval = 0
 [http]
 timeout = 5
 wait = 2
+{http}
 [send]
 refresh = 0.2
 beacon = 0.4
 resend = 3
+{send}
 """
 _RELAY = """
 parent = "{url}"
 name = "{name}"
 listen = "127.0.0.1:0"
 decrypting = {decrypting}
+fips = {fips}
 [queue]
 min_free = 0
 [forward]
@@ -66,6 +73,7 @@ unwrap_share = 64
 unwrap_reserve = 1000
 [http]
 timeout = 5
+{http}
 """
 _SERVER = """
 [server]
@@ -96,7 +104,10 @@ class Member:
         self.folder = world.folder / name
         self.made = {}  # report -> marker
         self.unsure = set()  # somebody was killed while he reported them
-        settings = Settings(url, self.folder, Level.parse(level), name)
+        mode = world.mode
+        settings = Settings(
+            url, self.folder, Level.parse(level), name, mode.fips, http=Http(**mode.client(name))
+        )
         token = world.token("agent")
         self.id = enrolled(lambda: enrol(settings, token)).agent
         self.configure(url=url)
@@ -105,8 +116,14 @@ class Member:
 
     def configure(self, extra="", **changes):
         """Writes its settings; the process has to be started again."""
-        said = {"name": self.name, "level": self.level, **getattr(self, "said", {}), **changes}
+        mode = self.world.mode
+        said = {
+            "name": self.name, "level": self.level, "fips": str(mode.fips).lower(),
+            "http": toml(mode.client(self.name)), "send": self.world.extra.get("send", ""),
+            **getattr(self, "said", {}), **changes,
+        }  # fmt: skip
         self.said = said
+        extra = extra or self.world.extra.get("agent", "")
         (self.folder / "agent.toml").write_text(_AGENT.format(**said) + extra)
 
     def report(self, count, marker):
@@ -130,10 +147,11 @@ class Member:
 class World:
     """See `make_world`."""
 
-    def __init__(self, folder, stack):
-        self.folder, self.stack = folder, stack
+    def __init__(self, folder, stack, mode):
+        self.folder, self.stack, self.mode = folder, stack, mode
         self.deployment = folder / "deployment"
         self.nodes, self.proxies, self.members = {}, {}, {}
+        self.extra = {}  # more settings of each agent and relay, by role
         self.secret, self.public = [], []  # markers of sealed clients' reports, and of others
         self._lock = threading.Lock()
 
@@ -147,7 +165,7 @@ class World:
     def proxy_to(self, name):
         node = self.nodes[name]
         self.proxies[name] = self.stack.enter_context(Proxy(node.address))
-        return self.proxies[name].url
+        return self.mode.url(self.proxies[name].url)
 
     @contextmanager
     def admin(self):
@@ -161,13 +179,20 @@ class World:
     def add_relay(self, name, url, *, decrypting):
         """Enrols, lists and starts it; gives the URL of the proxy in front of it."""
         folder = self.folder / name
-        settings = RelaySettings(url, folder, name, "127.0.0.1:0", decrypting)
+        mode = self.mode
+        settings = RelaySettings(
+            url, folder, name, "127.0.0.1:0", decrypting, fips=mode.fips,
+            http=RelayHttp(**mode.client(name)),
+        )  # fmt: skip
         token = self.token("relay")
         enrolled(lambda: enrol_relay(settings, token))
-        said = {"url": url, "name": name, "decrypting": str(decrypting).lower()}
-        (folder / "relay.toml").write_text(_RELAY.format(**said))
+        said = {"url": url, "name": name, "decrypting": str(decrypting).lower(),
+                "fips": str(mode.fips).lower(), "http": toml(mode.client(name))}  # fmt: skip
+        listener = mode.listener(name)
+        text = _RELAY.format(**said) + (f"[tls]\n{toml(listener)}\n" if listener else "")
+        (folder / "relay.toml").write_text(text + self.extra.get("relay", ""))
         with self.admin() as admin:
-            admin.add_relay(name)
+            admin.add_relay(name, decrypts=decrypting)
         self.node(name, "relay", folder).start()
         return self.proxy_to(name)
 
@@ -209,13 +234,15 @@ class World:
             member.report(count, self.marker(secret=secret))
 
     def stored(self, member):
-        """The reports that the server has of it, and how many times each."""
-        path = self.deployment / "server.db"
+        """The reports that the server has of it, and how many times each; but for announcements,
+        which it makes by itself."""
         query = "SELECT r.body FROM reports r JOIN units u ON r.unit = u.id WHERE u.agent = ?"
-        with closing(sqlite3.connect(path, timeout=60)) as db:
-            return Counter(bytes(body) for (body,) in db.execute(query, (member.id,)))
+        found = (bytes(body) for (body,) in self.query(query, (member.id,)))
+        return Counter(body for body in found if not is_announcement(body))
 
     def query(self, *words):
+        if self.mode.database is not None:
+            return self.mode.query(*words)
         with closing(sqlite3.connect(self.deployment / "server.db", timeout=60)) as db:
             return db.execute(*words).fetchall()
 
@@ -263,6 +290,9 @@ class World:
 
     def search(self):
         """No secret is found; what went in clear is, so the search is known to work."""
+        if self.mode.tls is not None:
+            self._search_all_but_the_store()
+            return
         needles = {form: marker for marker in self.secret for form in forms(marker)}
         seen = set()
         for where, data in self.places():
@@ -271,6 +301,20 @@ class World:
             seen.update(marker for marker in self.public if marker in data)
         sent = {marker for m in self.members.values() for marker in m.made.values()}
         assert seen == set(self.public) & sent
+
+    def _search_all_but_the_store(self):
+        """Where TLS is on every hop, what is not sealed is not on the wire either."""
+        secret = {form: marker for marker in self.secret for form in forms(marker)}
+        public = {form: marker for marker in self.public for form in forms(marker)}
+        for where, data in self.places():
+            needles = {**secret, **public} if where.startswith("the wire") else secret
+            for form, marker in needles.items():
+                assert form not in data, f"{marker} is in {where}"
+        names = [f"{self.deployment}/server.db", f"{self.deployment}/server.db-wal"]
+        kept = subprocess.run(["cat", *names], capture_output=True).stdout
+        sent = {marker for m in self.members.values() for marker in m.made.values()}
+        # The same search finds them where they belong.
+        assert {m for form, m in {**secret, **public}.items() if form in kept} == sent
 
 
 @contextmanager
@@ -298,14 +342,20 @@ def reporting(world, pause=0.05):
 
 
 @contextmanager
-def make_world(folder, *, agents=AGENTS, relays=True, passing=True):
-    """A deployment with encryption enabled, all processes running. Ends them all."""
+def make_world(folder, *, agents=AGENTS, relays=True, passing=True, mode=None, extra=None):
+    """A deployment with encryption enabled, all processes running. Ends them all.
+
+    ``mode`` is a `fleet_modes.Mode`: TLS, FIPS, another database. ``extra`` are more settings, by
+    role, as they stand in the file.
+    """
     with ExitStack() as stack:
         folder.mkdir(exist_ok=True)
-        world = World(folder, stack)
-        Deployment.init(world.deployment, name="world")
+        mode = mode or Mode()
+        world = World(folder, stack, mode)
+        world.extra = extra or {}
+        Deployment.init(world.deployment, name="world", fips=mode.fips, database=mode.database)
         with open(world.deployment / "deployment.toml", "a") as file:
-            file.write(_SERVER)
+            file.write(_SERVER + toml(mode.server()) + "\n" + world.extra.get("server", ""))
         world.node("server", "server", world.deployment).start()
         world.url = world.proxy_to("server")
         if relays:

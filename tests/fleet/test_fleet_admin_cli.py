@@ -15,10 +15,10 @@ from fleet_server_support import Site
 from upseal import PrivateKey
 from upseal.cli import admin_clients, admin_common, main
 from upseal.cli.parser import build
-from upseal.fleet.admin.status import FILTERS
 from upseal.fleet.credentials import Token
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.policy import Level
+from upseal.fleet.server.overview.census import FILTERS
 
 NOW = time.time_ns() // 1_000_000
 

@@ -8,11 +8,11 @@ import pytest
 from fleet_admin_support import DAY, HOUR, START, World, snapshot
 
 from upseal.core.certificates import load
-from upseal.fleet.admin import orphans
 from upseal.fleet.admin.people import Client
 from upseal.fleet.admin.refusals import Refused, WouldOrphan
 from upseal.fleet.credentials import Token
 from upseal.fleet.policy import Clear, Level, Parent, Reason, Seal, Withhold
+from upseal.fleet.server.overview import orphans
 from upseal.fleet.server.store import relays, tokens
 from upseal.fleet.trust import Outcome as Seen
 

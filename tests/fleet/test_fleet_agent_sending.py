@@ -641,6 +641,7 @@ def test_a_clock_that_is_off_is_corrected_for_proofs(run, parent, monkeypatch):
     from upseal.fleet.agent import parent as room
 
     behind = [3 * 3_600_000]
+    monkeypatch.setattr(room, "_OFFSET_PAUSE", 3600.0)
     monkeypatch.setattr(room, "now_ms", lambda: int(time.time() * 1000) - behind[0])
     agent = run()
     drained(agent)
@@ -653,6 +654,10 @@ def test_a_clock_that_is_off_is_corrected_for_proofs(run, parent, monkeypatch):
     agent.report(b"more")
     eventually(lambda: agent.tally.get("problem_clock"))
     assert agent._parent._offset == pytest.approx(3 * 3_600_000, abs=5000)
+    # After a while: yes. Its clock may have jumped, and its date may have lagged behind.
+    monkeypatch.setattr(room, "_OFFSET_PAUSE", 0.0)
+    drained(agent)
+    assert agent._parent._offset == pytest.approx(0, abs=5000)
 
 
 # -- the server's own words ----------------------------------------------------------------------

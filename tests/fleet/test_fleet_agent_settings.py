@@ -68,6 +68,7 @@ def test_defaults_are_those_of_the_manual():
     shown = Settings.parse(dict(__import__("tomllib").loads(text)))
     plain = Settings.parse({"parent": shown.parent})
     assert (shown.batch, shown.spool, shown.send) == (plain.batch, plain.spool, plain.send)
+    assert shown.uploads == plain.uploads
     assert (shown.level, shown.gather.interval, shown.gather.timeout, shown.http.timeout) == (
         plain.level, plain.gather.interval, plain.gather.timeout, plain.http.timeout,
     )  # fmt: skip

@@ -3,20 +3,20 @@
 
 import dataclasses
 import json
+import time
 from contextlib import ExitStack
 
 import pytest
+from fleet_forgeries import attacks, manifests_of
 from fleet_liar import LIES, Liar
-from fleet_support import DAY_MS, Authority
 from fleet_world import enrolled, eventually, make_world, seed_of
 
-from upseal import PrivateKey
 from upseal.fleet import jws
 from upseal.fleet.agent.membership import TRUST
+from upseal.fleet.capabilities import verified_hops
 from upseal.fleet.encoding import b64url
 from upseal.fleet.http.serving import in_thread
 from upseal.fleet.identity import SigningKey
-from upseal.fleet.manifest import EncryptionKey, State
 from upseal.fleet.policy import Reason
 from upseal.fleet.relay.settings import Settings as RelaySettings
 from upseal.fleet.relay.state import enrol as enrol_relay
@@ -155,6 +155,49 @@ def test_claims_not_to_accept_sealed_reports(world):
     assert world.client("may")[1:] == (SEALED, Reason.SEALED)
 
 
+def test_true_words_of_another_relay_and_old_ones(world):
+    """Signed by relays of the manifest, and not for these clients, or not any more."""
+    liar = world.liar
+    folder = world.folder / "refusing"
+    token = world.token("relay")
+    settings = RelaySettings(world.url, folder, "refusing", accepts_sealed=False)
+    enrolled(lambda: enrol_relay(settings, token))
+    with world.admin() as admin:
+        admin.add_relay("refusing", accepts_sealed=False, force=True)
+    newest = manifests_of(world)[0]
+    for name in ("must", "may"):
+        eventually(
+            lambda n=name: world.members[n].status()["manifest"]["serial"] == newest.serial,
+            "the manifest with that relay in it",
+        )
+    now = time.time_ns() // 1_000_000
+
+    def refusal(of, issued):
+        """Signed by the relay in that folder."""
+        identity = SigningKey.from_pem((world.folder / of / "identity.pem").read_bytes())
+        claims = {
+            "sub": identity.public.agent_id.hex(), "accepts_sealed": False, "accepts_clear": True,
+            "decrypts": False, "key_ids": [], "serial": newest.serial, "iat": issued,
+            "exp": now + 3_600_000, "parent": None,
+        }  # fmt: skip
+        assert verified_hops(jws.sign(claims, identity, jws.CAPABILITIES), newest, now)
+        return jws.sign(claims, identity, jws.CAPABILITIES)
+
+    for said in (refusal("refusing", now), refusal("decrypting", now - 30 * 60_000)):
+        liar.told.clear()
+        liar.capabilities = said
+        eventually(lambda: liar.told["capabilities"] >= 6, "lies")
+        world.report(3)
+        for name in ("must", "may"):
+            eventually(lambda n=name: world.arrived(world.members[n]), "receipts")
+            assert world.members[name].status()["actual"] == SEALED
+        sealed_stay_sealed(world)
+    for name in ("must", "may"):
+        assert "parent" in alarm_kinds(world.members[name])
+    all_well(world)
+    assert world.client("may")[1:] == (SEALED, Reason.SEALED)
+
+
 def test_forwards_to_another_deployment(world, tmp_path):
     """Another deployment's server learns nothing, and its receipts are nobody's."""
     liar = world.liar
@@ -175,46 +218,6 @@ def test_forwards_to_another_deployment(world, tmp_path):
         all_well(world)
 
 
-def manifests_of(world):
-    """The newest manifest, all that lead to it, and the key that signs them."""
-    key = SigningKey.from_pem((world.deployment / "signing.pem").read_bytes())
-    tokens = [token for (token,) in world.query("SELECT jws FROM manifests ORDER BY serial")]
-    with world.admin() as admin, admin.view() as view:
-        return view.manifest, tokens, key
-
-
-def attacks(world):
-    """Manifests that must change nothing: (what, text)."""
-    liar = world.liar
-    newest, tokens, key = manifests_of(world)
-    own = PrivateKey.generate("x25519").public_key
-    mine = Authority.make("liar")
-    swapped = (EncryptionKey(mine.certify(own), None, newest.generation),)
-    following = newest.serial + 1
-
-    def signed(by, **changes):
-        manifest = dataclasses.replace(newest, **{"serial": following, **changes})
-        return jws.sign(manifest.claims(), by, jws.MANIFEST, include_key=True)
-
-    stripped = {"state": State.DISABLED, "encryption": (), "pending": ()}
-    head, claims, _ = signed(liar.key, **stripped).split(".")
-    with world.admin() as admin:
-        late = admin.authority().certify(own, "late", newest.issued, 1)
-    yield "stripped", signed(liar.key, **stripped)
-    none = b64url(json.dumps({"alg": "none", "typ": jws.MANIFEST}).encode())
-    yield "not signed", f"{none}.{claims}."
-    yield "its signature of another", f"{head}.{claims}.{tokens[-1].split('.')[2]}"
-    yield "swapped", signed(liar.key, encryption=swapped, authorities=(mine.certificate,))
-    yield "swapped key, true signature", signed(key, encryption=swapped)
-    yield "an expired certificate", signed(
-        key, encryption=(EncryptionKey(late, None, newest.generation),),
-        issued=newest.issued + 2 * DAY_MS, expires=newest.issued + 30 * DAY_MS,
-    )  # fmt: skip
-    yield "rolled back", tokens[0]
-    yield "all of the past", "\n".join(tokens[:-1])
-    yield "the same serial", signed(key, serial=newest.serial, **stripped)
-
-
 def fetched(world, count=6):
     """Waits until the agents have been given the liar's manifest so often."""
     told = world.liar.told["manifest"]
@@ -224,7 +227,7 @@ def fetched(world, count=6):
 def test_manifests_that_must_change_nothing(world):
     newest = manifests_of(world)[0]
     before = [world.members[n].status()["recipients"] for n in ("must", "may")]
-    for what, text in attacks(world):
+    for what, text in attacks(world, world.liar):
         world.liar.manifest = text + "\n"
         fetched(world)
         for name, recipients in zip(("must", "may"), before, strict=True):

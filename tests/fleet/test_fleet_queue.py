@@ -414,8 +414,9 @@ for i in range(1_000_000):
     acknowledged = 20 + 37 * moment + rest.count(b"\n")
     queue = Queue(tmp_path / "queue.db")
     try:
-        known = queue.lookup(ids(*(b"%d." % i * 500 for i in range(acknowledged + 1))))
-        assert len(known) == acknowledged + 1
+        # One more may have been on the disk when the process was killed before it could say so.
+        known = queue.lookup(ids(*(b"%d." % i * 500 for i in range(acknowledged + 2))))
+        assert set(ids(*(b"%d." % i * 500 for i in range(acknowledged + 1)))) <= set(known)
         assert acknowledged // 5 - 1 <= sum(r is not None for r in known.values())
         claimed = queue.claim(*MANY, 0)
         assert {c.id for c in claimed} == {i for i, r in known.items() if r is None}

@@ -2,6 +2,8 @@
 """Enrolment at the server: a token once, an identity once, and nothing for strangers."""
 
 import os
+import socket
+from contextlib import ExitStack
 
 import pytest
 from fleet_server_support import Sender, Site, clear, now_ms
@@ -151,6 +153,19 @@ def test_what_is_no_request(site):
         assert ask(site, body).problem().name == "malformed"
     assert ask(site, bytes(20_000)).status == 413
     assert ask(site, good).status == 200
+
+
+def test_requests_that_never_come_keep_nobody_from_enrolling(site):
+    with ExitStack() as stack:
+        host, port = site.url.removeprefix("http://").split(":")
+        for _ in range(80):
+            slow = stack.enter_context(socket.create_connection((host, int(port)), 20))
+            slow.sendall(
+                b"POST /v1/enrol HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+                b"expect: 100-continue\r\n\r\n"
+            )
+            assert slow.recv(100).startswith(b"HTTP/1.1 100 "), "it is read"
+        assert ask(site, request(site, site.token())).status == 200
 
 
 def test_the_answer_is_for_one_identity(site):

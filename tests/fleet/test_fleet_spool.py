@@ -580,7 +580,7 @@ class Model(RuleBasedStateMachine):
         self.full = full
         self.spool = self.opened()
         self.acknowledged, self.units, self.stored = [], {}, []
-        self.sequence = self.refused = 0
+        self.sequence = self.refused = self.notices = 0
 
     def opened(self):
         return spool_at(self.path, max_bytes=1 << 16, full=self.full)
@@ -597,6 +597,7 @@ class Model(RuleBasedStateMachine):
     @rule(reports=st.integers(1, 8))
     def plan(self, reports):
         self.sequence += 1
+        self.notices += self.spool.counters().untold > 0  # which need not be in this unit
         planned = self.spool.plan(Batch(reports=reports), EPOCH, self.sequence)
         if planned is not None:
             unit, records = planned
@@ -632,7 +633,8 @@ class Model(RuleBasedStateMachine):
             assert self.spool.records(unit) == (unit, records)
         mine = [r for _, records in self.units.values() for r in records] + self.stored
         own = [r for r in mine if r.startswith(b"{")]
-        assert counters.made == len(self.acknowledged) + len(own)
+        assert counters.made == len(self.acknowledged) + self.notices
+        assert len(own) <= self.notices
         theirs = [r for r in mine if not r.startswith(b"{")]
         assert len(set(theirs)) == len(theirs)
         assert set(theirs) <= set(self.acknowledged)

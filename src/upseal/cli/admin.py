@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from upseal.cli import admin_clients, admin_keys, admin_manifest
+from upseal.cli import admin_alarms, admin_clients, admin_keys, admin_logins, admin_manifest
 from upseal.cli.admin_common import ORPHANS, REFUSED, answering
 from upseal.cli.common import USAGE, Failure
 
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its commands."""
     parser.epilog = _NOTE
     acts = parser.add_subparsers(dest="act", metavar="ACT", title="acts")
-    for module in (admin_manifest, admin_keys, admin_clients):
+    for module in (admin_manifest, admin_keys, admin_clients, admin_alarms, admin_logins):
         module.add(acts)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from upseal.cli.admin_common import add_act, ago, columns, duration, moment, opened, tell
 from upseal.cli.common import OK, USAGE, Failure, positive, say, say_json
 
-# As `upseal.fleet.admin.status.FILTERS`, which would import the database.
-FILTERS = ("orphaned", "clear", "withheld", "silent", "sealed")
+# As `upseal.fleet.server.overview.census.FILTERS`, which would import the database.
+FILTERS = ("orphaned", "clear", "withheld", "silent", "sealed", "gaps")
 LEVELS = ("required", "optional", "none", "default")
 
 
@@ -90,12 +90,13 @@ def _clients(args: argparse.Namespace) -> int:
             client["actual"],
             client["why"] or "-",
             ago(client["last_seen"], now),
+            str(client["missing_units"] or "-"),
             client["suite"] or "-",
             client["key_id"] or "-",
         ]
         for client in found
     ]
-    say(columns(["client", "id", "wanted", "actual", "why", "seen", "suite", "key"], rows))
+    say(columns(["client", "id", "wanted", "actual", "why", "seen", "gaps", "suite", "key"], rows))
     return OK
 
 

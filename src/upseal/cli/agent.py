@@ -7,7 +7,8 @@ import argparse
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upseal.cli.common import (
@@ -25,12 +26,15 @@ from upseal.cli.common import (
     shown,
 )
 from upseal.cli.members import (
+    FORGET,
     LOG_LEVELS,
     Member,
     acts_of,
     add_json,
-    authorities_of,
     enrolling,
+    forget_parent,
+    level_of_logs,
+    tls_of,
     token_of,
 )
 
@@ -48,6 +52,7 @@ examples:
   upseal agent enrol --parent https://relay.example:8443 --token-file token -d /var/lib/upseal
   upseal agent run -d /var/lib/upseal
   uptime | upseal agent report
+  upseal agent upload /var/log/app.log.1 --wait
   upseal agent status
 """
 
@@ -64,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     MEMBER.add_settings(run)
     _add_level(run, "for this process, in place of settings and manifest")
     run.add_argument("--once", action="store_true", help="gather once, send what there is, and end")
-    run.add_argument("--log-level", choices=LOG_LEVELS, default="info")
+    run.add_argument("--log-level", choices=LOG_LEVELS)
 
     report = act("report", "put reports into the spool; they are on the disk when it ends")
     report.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
@@ -72,9 +77,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     MEMBER.add_settings(report)
     add_json(report)
 
+    from upseal.cli import agent_uploads
+
+    agent_uploads.arguments(act)
+
     status = act("status", "say what is wanted, what is done, and why")
     MEMBER.add_settings(status)
     add_json(status)
+
+    MEMBER.add_settings(act(*FORGET))
 
     gather = act("gather", "show what would be reported about this host")
     gather.add_argument("--what", metavar="NAME", action="append", help="this source alone")
@@ -92,10 +103,14 @@ def run(args: argparse.Namespace) -> int:
         from upseal.fleet import agent
     except ImportError as error:
         raise _missing(error) from error
-    acts = {"enrol": _enrol, "run": _run, "report": _report}
+    acts = {"enrol": _enrol, "run": _run, "report": _report, "forget-parent": _forget}
     try:
         if args.act in acts:
             return acts[args.act](args)
+        if args.act in ("upload", "uploads", "cancel"):
+            from upseal.cli import agent_uploads
+
+            return agent_uploads.run(args)
         from upseal.cli.agent_status import show_gathered, show_status
 
         return show_status(args) if args.act == "status" else show_gathered(args)
@@ -110,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
             BAD, f"{error}; move it away and look at it: it is never written over"
         ) from error
     except agent.SpoolFull as error:
-        raise Failure(IO, f"not taken: {error}; make room, or raise [spool] max_bytes") from error
+        hint = "make room, or raise max_bytes of [spool] or [uploads]"
+        raise Failure(IO, f"not taken: {error}; {hint}") from error
     except agent.SpoolError as error:
         raise Failure(IO, f"{error}; try again") from error
     except agent.AlreadySending as error:
@@ -143,6 +159,10 @@ def _level(name: str | None) -> Level | None:
     return None if name is None else Level.parse(name)
 
 
+def _forget(args: argparse.Namespace) -> int:
+    return forget_parent(settings_of(args).directory)
+
+
 # -- enrol ------------------------------------------------------------------------------
 
 
@@ -160,7 +180,7 @@ def _enrol(args: argparse.Namespace) -> int:
         level=level if level is not None else Level.OPTIONAL,
         name=args.name or host_name(),
         fips=args.fips,
-        http=Http(ca=authorities_of(args)),
+        http=Http(**tls_of(args)),
     )
     token = token_of(args)
     with enrolling(directory):
@@ -184,19 +204,31 @@ def _enrol(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from upseal.fleet.http import logs
 
-    logs.setup(level=args.log_level)
+    logs.setup(level=level_of_logs(args, settings_of(args)))
     stop = threading.Event()
     with open_agent(args) as agent, _signals(agent, args, stop):
         if args.once:
             return _once(agent, stop)
-        if agent.settings.listen is None:  # the server's parts are half of what is imported
-            agent.run(stop)
-            return OK
-        from upseal.fleet.agent.watching import watched
-
-        with doing("serve health and metrics"), watched(agent):
+        with _watched(agent):
             agent.run(stop)
     return OK
+
+
+@contextmanager
+def _watched(agent: Agent) -> Iterator[None]:
+    """Health and metrics, as far as the settings want any: what that imports is half of all."""
+    with ExitStack() as stack:
+        said = agent.settings.metrics
+        if said.textfile is not None:
+            from upseal.fleet.agent.metrics import written
+
+            stack.enter_context(written(agent, Path(said.textfile), said.interval))
+        if agent.settings.listen is not None:
+            from upseal.fleet.agent.watching import watched
+
+            stack.enter_context(doing("serve health and metrics"))
+            stack.enter_context(watched(agent))
+        yield
 
 
 def _once(agent: Agent, stop: threading.Event) -> int:
@@ -208,11 +240,13 @@ def _once(agent: Agent, stop: threading.Event) -> int:
     if agent.settings.gather.interval > 0:
         Gatherer(agent.settings.gather, agent.settings.name, agent.report_many).look(stop)
     left = agent.send_all(_ONCE_SECONDS, stop)
-    if not left:
+    files = agent.uploads.counters().waiting
+    if not left and not files:
         return OK
     found = agent.status()
     why = found["why"] if found["actual"] == "withheld" else "the parent has not receipted them"
-    complain(f"{left} reports remain in the spool: {why}")
+    some = f"{left} reports" + (f" and {files} files" if files else "")
+    complain(f"{some} remain in the spool: {why}")
     return IO
 
 

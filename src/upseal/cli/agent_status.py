@@ -35,12 +35,21 @@ def show_status(args: argparse.Namespace) -> int:
             f"{spool['depth']:,} reports, {printable_size(spool['bytes'])}"
             + ("" if oldest is None else f", the oldest {oldest:,.0f} s old"),
         ],
+        ["uploads", _uploads_words(found["uploads"])],
         ["manifest", "none" if manifest is None else _manifest_words(manifest)],
         ["last receipt", _when(found["last_receipt"])],
     ]
     rows += [["alarm", f"{a['what']} ({a['count']}, {_when(a['last'])})"] for a in found["alarms"]]
     say(table(rows))
     return OK
+
+
+def _uploads_words(uploads: dict[str, Any]) -> str:
+    counts = ("made", "stored", "waiting", "failed", "cancelled", "refused")
+    text = (
+        ", ".join(f"{uploads[k]:,} {k}" for k in counts) + f"; {printable_size(uploads['bytes'])}"
+    )
+    return text + (f", {uploads['trouble']}" if uploads["trouble"] else "")
 
 
 def _manifest_words(manifest: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ _LEAST_AGENTS = 3
 """One at each level."""
 _MOST_AGENTS = 1000
 _FLEET = (
-    "reports", "plaintext_on_wire", "plaintext_on_disk", "rotation", "orphans", "clients", "checks",
+    "reports", "uploads", "plaintext_on_wire", "plaintext_on_disk", "rotation", "orphans", "page",
+    "clients", "checks",
 )  # fmt: skip
 """What the fleet part puts at the top of the object."""
 
@@ -58,6 +59,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=5,
         help="how long they report before the key is rotated (default: 5)",
+    )
+    fleet.add_argument(
+        "--fleet-upload-mib",
+        metavar="N",
+        type=_whole,
+        default=512,
+        help="size of each of two files that go up through the relays (default: 512; 0: none)",
     )
     fleet.add_argument(
         "--clients", action="store_true", help="a line for each client, also where they are many"
@@ -103,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     with _folder(args.keep) as folder, doing(f"work in {shown(folder)}"):
         if not args.skip_core:
             demo_core.check_room(args.upload_mib, folder)
+        if not args.skip_fleet:
+            _check_room(args, folder)
         with Steps(quiet=args.json) as steps:
             if not args.skip_core:
                 core = demo_core.demonstrate(args, folder, steps)
@@ -131,11 +141,21 @@ def _check_fleet() -> None:
         ) from error
 
 
+def _check_room(args: argparse.Namespace, folder: Path) -> None:
+    """Says at once if the disk is too full for the files that go up, and all copies of them."""
+    from upseal.cli.demo_fleet.uploads import MOST_KEPT_FREE, OPTION, ROOM
+
+    need = ROOM * (args.fleet_upload_mib << 20) + MOST_KEPT_FREE
+    if args.keep and not args.skip_core:
+        need += demo_core.KEPT * (args.upload_mib << 20)
+    demo_core.need_room(need, folder, OPTION)
+
+
 def _fleet(args: argparse.Namespace, folder: Path, steps: Steps) -> dict[str, Any]:
     from upseal.cli.demo_fleet.acts import play
 
-    place = folder / "fleet"
-    return play(place, args.agents, args.type, args.seconds, steps, keep=bool(args.keep))
+    place, upload = folder / "fleet", args.fleet_upload_mib << 20
+    return play(place, args.agents, args.type, args.seconds, upload, steps, keep=bool(args.keep))
 
 
 def _facts(
@@ -159,11 +179,14 @@ def _words(
     if core is not None:
         parts.append(demo_core.in_words(core))
     if fleet is not None:
-        from upseal.cli.demo_fleet.words import in_words
+        from upseal.cli.demo_fleet.words import how_to_look, in_words
 
         parts.append(in_words(fleet, each=args.clients))
     if args.keep:
-        parts.append(f"kept in {shown(args.keep)}\n")
+        kept = f"kept in {shown(args.keep)}\n"
+        if fleet is not None:
+            kept += how_to_look(fleet, shown(os.path.join(args.keep, "fleet", "deployment")))
+        parts.append(kept)
     verdict = "everything as it should be"
     return "\n".join([*parts, f"{verdict}: {demo_core.same(match)}; {seconds} s\n"])
 

@@ -26,18 +26,24 @@ if TYPE_CHECKING:
 BATCH = 1000
 _ROOM = 4
 """Times the upload's size: the plain and the sealed files that stand there at once."""
+KEPT = 2
+"""Of these, what `--keep` leaves."""
 T = TypeVar("T")
 
 
 def check_room(upload_mib: int, folder: Path) -> None:
     """Says at once if the disk is too full for it."""
-    need = _ROOM * (upload_mib << 20)
+    need_room(_ROOM * (upload_mib << 20), folder, "--upload-mib")
+
+
+def need_room(need: int, folder: Path, option: str) -> None:
+    """Says at once if fewer bytes are free; ``option`` is what to lower then."""
     free = shutil.disk_usage(folder).free
     if free < need:
         raise Failure(
             IO,
             f"the demo needs {printable_size(need)} in {shown(folder)} and "
-            f"{printable_size(free)} are free; set TMPDIR, or give a smaller --upload-mib",
+            f"{printable_size(free)} are free; set TMPDIR, or give a smaller {option}",
         )
 
 

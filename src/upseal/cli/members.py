@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upseal.cli.common import BAD, USAGE, Failure, doing, read_all, reading, shown
+from upseal.cli.common import BAD, OK, USAGE, Failure, complain, doing, read_all, reading, shown
 
 TOKEN_VARIABLE = "UPSEAL_TOKEN"  # noqa: S105 - the variable's name
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -85,6 +85,10 @@ class Member:
         parser.add_argument("--fips", action="store_true", help="keys of P-256 only")
         text = "authorities for the parent's TLS certificate"
         parser.add_argument("--ca", metavar="FILE", help=text)
+        text = "our own TLS certificate, where the parent asks for one"
+        parser.add_argument("--certificate", metavar="FILE", help=text)
+        text = "its private key, if that is in another file"
+        parser.add_argument("--certificate-key", metavar="FILE", help=text)
         self.add_directory(parser)
         add_json(parser)
 
@@ -105,9 +109,30 @@ class Member:
         return path
 
 
-def authorities_of(args: argparse.Namespace) -> str | None:
-    """The file of ``--ca``, wherever it will be read from."""
-    return None if args.ca is None else os.path.abspath(args.ca)
+FORGET = ("forget-parent", "let the next relay count that answers at the parent's address")
+
+
+def forget_parent(directory: Path) -> int:
+    """Whose capabilities count is found out anew; works beside a process that runs."""
+    from upseal.fleet.agent.membership import Membership
+    from upseal.fleet.capabilities import forget
+
+    Membership.load(directory)
+    with doing(f"change {shown(directory)}"):
+        if not forget(directory):
+            complain("nothing to forget: no relay has answered yet")
+    return OK
+
+
+def level_of_logs(args: argparse.Namespace, settings: Any) -> str:
+    """``--log-level``, else what the settings say."""
+    return str(args.log_level or settings.log_level)
+
+
+def tls_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The files of ``--ca`` and ``--certificate``, wherever they will be read from."""
+    given = {"ca": args.ca, "certificate": args.certificate, "key": args.certificate_key}
+    return {name: None if file is None else os.path.abspath(file) for name, file in given.items()}
 
 
 def token_of(args: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upseal.cli.common import (
     BAD,
@@ -20,12 +20,15 @@ from upseal.cli.common import (
     table,
 )
 from upseal.cli.members import (
+    FORGET,
     LOG_LEVELS,
     Member,
     acts_of,
     add_json,
-    authorities_of,
     enrolling,
+    forget_parent,
+    level_of_logs,
+    tls_of,
     token_of,
 )
 
@@ -61,7 +64,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0 takes a free one"
     )
-    run.add_argument("--log-level", choices=LOG_LEVELS, default="info")
+    run.add_argument("--log-level", choices=LOG_LEVELS)
+
+    MEMBER.add_settings(act(*FORGET))
 
     status = act("status", "say what waits, which keys there are, and what is wrong")
     MEMBER.add_settings(status)
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise Failure(USAGE, f"{error.name} is not installed; pip install upseal[fleet]") from error
     try:
-        return {"enrol": _enrol, "run": _run, "status": _status}[args.act](args)
+        return _ACTS[args.act](args)
     except SettingsError as error:
         raise Failure(USAGE, f"the settings cannot be used: {error}") from error
     except NotEnrolled as error:
@@ -111,7 +116,7 @@ def _enrol(args: argparse.Namespace) -> int:
         decrypting=args.decrypting,
         accepts_sealed=not args.refuse_sealed,
         fips=args.fips,
-        http=Http(ca=authorities_of(args)),
+        http=Http(**tls_of(args)),
         **({} if args.listen is None else {"listen": args.listen}),
     )
     token = token_of(args)
@@ -140,7 +145,7 @@ def _run(args: argparse.Namespace) -> int:
     from upseal.fleet.relay.relay import Relay
 
     settings = _settings(args)
-    logs.setup(level=args.log_level)
+    logs.setup(level=level_of_logs(args, settings))
     if args.listen is not None:
         settings = replace(settings, listen=args.listen)
     try:
@@ -173,6 +178,7 @@ def _status(args: argparse.Namespace) -> int:
         ["ready", found["why_not_ready"] or ("yes" if found["running"] else "no")],
         ["parent", parent["url"] + (" (away)" if parent["away_since"] else "")],
         ["queue", f"{queue['depth']:,} bodies, {printable_size(queue['bytes'])}{oldest}"],
+        ["uploads", _uploads(found["uploads"])],
         ["limits", f"{queue['max_bodies']:,} bodies, {printable_size(queue['max_bytes'])}"],
         [
             "manifest",
@@ -186,3 +192,20 @@ def _status(args: argparse.Namespace) -> int:
     rows += [["alarm", f"two manifests of serial {alarm['serial']}"] for alarm in found["alarms"]]
     say(table(rows))
     return OK
+
+
+def _uploads(found: dict[str, Any]) -> str:
+    """Whole files on their way, in words."""
+    text = f"{found['whole']:,} to pass on, {found['open']:,} begun"
+    if found["sealed"]:
+        text += f", {found['sealed']:,} sealed here"
+    oldest = "" if found["age"] is None else f", the oldest {found['age']:,.0f} s old"
+    size, most = printable_size(found["bytes"]), printable_size(found["max_bytes"])
+    return f"{text}, {size} of {most}{oldest}"
+
+
+def _forget(args: argparse.Namespace) -> int:
+    return forget_parent(_settings(args).directory)
+
+
+_ACTS = {"enrol": _enrol, "run": _run, "status": _status, "forget-parent": _forget}

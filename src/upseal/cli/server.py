@@ -28,7 +28,11 @@ examples:
   upseal server reports -d /srv/upseal --client web-1 --since 1h
   upseal server reports -d /srv/upseal --json > reports.jsonl
   upseal server deadletters replay -d /srv/upseal
+  upseal server trace 3f2a9c0d51e7-17 -d /srv/upseal
   upseal server alarms -d /srv/upseal
+  upseal server uploads -d /srv/upseal --client web-1
+  upseal server uploads -d /srv/upseal --get web-1/0123456789abcdef0123456789abcdef -o file
+  upseal server uploads -d /srv/upseal --delete web-1/0123456789abcdef0123456789abcdef
 """
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -66,12 +70,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     letters.add_argument("--all", action="store_true", help="with drop: all of them")
     letters.add_argument("--json", action="store_true", help="one object, for machines")
 
+    trace = act("trace", "show what is known of a report, or of the unit it came in")
+    trace.add_argument(
+        "what", metavar="REPORT-ID|UNIT", help="a report's id, or EPOCH-SEQUENCE as logs name it"
+    )
+    trace.add_argument("--json", action="store_true", help="one object, for machines")
+
     alarms = act("alarms", "list what somebody should look at, newest first")
     alarms.add_argument(
         "--since", metavar="WHEN", type=_moment, help="last seen at or after: 2h, 7d, a date"
     )
     alarms.add_argument("--limit", metavar="N", type=positive, help="so many at most")
     alarms.add_argument("--json", action="store_true", help="one object, for machines")
+
+    uploads = act("uploads", "list files that are stored, as they came in; copy one; delete some")
+    uploads.add_argument("--client", metavar="NAME", help="of this client: its name or id")
+    uploads.add_argument(
+        "--since", metavar="WHEN", type=_moment, help="received at or after: 2h, 7d, a date"
+    )
+    uploads.add_argument(
+        "--get", metavar="CLIENT/UPLOAD", help="copy this one: a client's name or id, and its id"
+    )
+    uploads.add_argument("-o", "--output", metavar="FILE", help="where to; default: stdout")
+    uploads.add_argument(
+        "--delete", metavar="CLIENT/UPLOAD", nargs="+", action="extend",
+        help="delete these files; that they were stored stays known",
+    )  # fmt: skip
+    uploads.add_argument("--deleted", action="store_true", help="list those that are gone as well")
+    uploads.add_argument("--json", action="store_true", help="one object a line")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,12 +115,16 @@ def run(args: argparse.Namespace) -> int:
         if args.act == "run":
             return _run(args)
         from upseal.cli import server_queries as queries
+        from upseal.cli.server_trace import trace
+        from upseal.cli.server_uploads import uploads
 
         acts = {
             "reports": queries.reports, "deadletters": queries.dead_letters,
-            "alarms": queries.alarms,
+            "alarms": queries.alarms, "trace": trace,
         }  # fmt: skip
         with _store(args) as store:
+            if args.act == "uploads":
+                return uploads(args, store, _settings(args))
             return acts[args.act](args, store)
     except SettingsError as error:
         raise Failure(
@@ -139,6 +169,8 @@ def _run(args: argparse.Namespace) -> int:
         _more_files(settings.limits.connections)
         with doing(f"serve at {args.listen or f'{settings.host}:{settings.port}'}"):
             app.run(settings, host=host, port=port)
+    except app.AlreadyRunning as error:
+        raise Failure(IO, f"{error}; stop it first") from error
     finally:
         logging.getLogger().removeHandler(handler)
     return OK

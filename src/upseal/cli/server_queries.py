@@ -36,16 +36,21 @@ _SHOWN = 200
 
 def reports(args: argparse.Namespace, store: Store) -> int:
     """Prints stored reports as they are read: there may be more than memory holds."""
-    agent = None if args.client is None else _client(store, args.client)
+    agent = None if args.client is None else client_named(store, args.client)
     found = units.read(store, agent, args.since, args.until, args.after, args.limit)
     if args.json:
-        _stream(json.dumps(_facts(report), ensure_ascii=False) for report in found)
+        stream(json.dumps(_facts(report), ensure_ascii=False) for report in found)
     else:
-        _stream(_line(report) for report in found)
+        stream(_line(report) for report in found)
     return OK
 
 
-def _client(store: Store, name: str) -> bytes:
+def client_named(store: Store, name: str) -> bytes:
+    """A client's id by its name, or its id.
+
+    Raises:
+        Failure: there is none, or more than one.
+    """
     with store.reading() as db:
         found = clients.named(db, name)
     if not found:
@@ -97,7 +102,8 @@ def _text(body: bytes) -> str | None:
         return None
 
 
-def _stream(lines: Iterable[str]) -> None:
+def stream(lines: Iterable[str]) -> None:
+    """Prints lines as they come, many at once."""
     together: list[str] = []
     size = 0
     for line in lines:
@@ -240,7 +246,10 @@ def alarms(args: argparse.Namespace, store: Store) -> int:
 
 def when(milliseconds: int) -> str:
     """A time for people, in UTC."""
-    seconds = datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC)
+    try:  # clients state what they like
+        seconds = datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
     return seconds.strftime("%Y-%m-%d %H:%M:%SZ")
 
 

@@ -20,8 +20,12 @@ _LITTLE_OVER = 5 / 4
 _EVERYWHERE = ("/usr/bin", "/usr/lib", "/usr/share", "/opt", "/usr/local", "/Library")
 
 
-def choose(minimum: int) -> tuple[list[str], int, list[str]]:
+def choose(minimum: int, option: str = "--upload-mib") -> tuple[list[str], int, list[str]]:
     """Readable regular files of this host with ``minimum`` bytes together, and not much more.
+
+    Args:
+        minimum: bytes.
+        option: which one to lower if there are not so many.
 
     Returns:
         Their absolute paths, their bytes, and the folders they were found in.
@@ -47,7 +51,7 @@ def choose(minimum: int) -> tuple[list[str], int, list[str]]:
     raise Failure(
         IO,
         f"the folders of this host have only {printable_size(size)} that can be read; "
-        f"give a smaller --upload-mib than {minimum >> 20}",
+        f"give a smaller {option} than {minimum >> 20}",
     )
 
 

@@ -18,6 +18,7 @@ from upseal.core.keys import PublicKey
 from upseal.core.opener import KeyOpener, Opener
 from upseal.core.reserve import reserve
 from upseal.core.sealer import Sealer
+from upseal.core.session import Session
 from upseal.core.uploads import (
     FRONT_MAX,
     PIECE,
@@ -26,7 +27,7 @@ from upseal.core.uploads import (
     sealed_size,
     start_upload,
 )
-from upseal.core.writer import write_all
+from upseal.core.writer import SealingWriter, write_all
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.machine import cores
 from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
@@ -72,13 +73,45 @@ def seal_file(
     """
     sealer = recipients if isinstance(recipients, Sealer) else Sealer(recipients)
     bound = as_bytes(context, "context")
+    return _seal(source, target, lambda: sealer._take(1), bound, threads, progress or _silent)
+
+
+def seal_file_kept(
+    source: File,
+    target: File,
+    recipients: Sequence[PublicKey],
+    context: Buffer = b"",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, bytes]:
+    """As `seal_file`, in a session of its own; not for users of the library.
+
+    Returns:
+        Bytes of plaintext sealed, and the session's secret: who has it can open this upload.
+    """
+    session, secret = Sealer(recipients)._take_kept()
+    bound = as_bytes(context, "context")
     report = progress or _silent
+    return _seal(source, target, lambda: session, bound, threads, report), secret
+
+
+def _seal(
+    source: File,
+    target: File,
+    take: Callable[[], Session],
+    bound: bytes,
+    threads: int | None,
+    report: Progress,
+) -> int:
     with _source(source) as reading, replacing(target) as writing:
         size = _regular_size(reading)
+        session = take()
         if size is None or _regular_size(writing) is None or not _at_start(writing):
-            with _behind(writing, threads) as out, sealer.writer(out, bound) as writer:
+            with (
+                _behind(writing, threads) as out,
+                SealingWriter(out, session.header, session.keys, bound) as writer,
+            ):
                 return _copy(reading, writer, size, report)
-        session = sealer._take(1)
         front, key = start_upload(session.header, session.keys, bound)
         engine, offset = session.keys.engine, reading.tell()
         reserve(writing.fileno(), len(front) + sealed_size(size))

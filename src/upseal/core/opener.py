@@ -7,13 +7,14 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import IO, TYPE_CHECKING
 
 from upseal.core import header as headers
 from upseal.core.batch import Batch
 from upseal.core.bodies import Kind, check_envelope, parse_batch, read_kind
 from upseal.core.forks import renew_in_children
 from upseal.core.header import Header
+from upseal.core.known import KeyOpener, KeySet, Known, Route, Sessions
 from upseal.core.session import SessionKeys, open_session
 from upseal.engine import resolve
 from upseal.engine.buffers import Buffer, as_bytes, view
@@ -24,53 +25,7 @@ from upseal.errors import OpenError, UnknownRecipient
 if TYPE_CHECKING:
     from upseal.core.reader import OpeningReader
 
-
-@runtime_checkable
-class KeyOpener(Protocol):
-    """What an `Opener` needs of a key: a `PrivateKey`, an HSM, or a process that keeps the key."""
-
-    @property
-    def suite(self) -> int:
-        """The suite's number (docs/format.md)."""
-
-    @property
-    def key_id(self) -> bytes:
-        """8 bytes."""
-
-    def unwrap(self, wrapped: bytes) -> bytes:
-        """The 32-byte session secret, or any exception."""
-
-
-_KeySet: TypeAlias = dict[tuple[int, bytes], KeyOpener]
-
-
-class _Known(NamedTuple):
-    """A session whose commitment held."""
-
-    keys: SessionKeys
-    opened_by: tuple[int, bytes]
-    """Suite and id of the key that unwrapped it."""
-
-
-class _Route(NamedTuple):
-    """How to open envelopes that begin with ``prefix``."""
-
-    prefix: bytes
-    """Header and kind."""
-    kind: bytes
-    padded: bool
-    key: Any
-    """The engine's."""
-    key_set: _KeySet
-    """The opener's keys when this was found: void once they change."""
-
-    def error(self, envelope: Buffer) -> OpenError:
-        """Why an envelope of this route does not open."""
-        try:
-            check_envelope(len(memoryview(envelope)), len(self.prefix) - 1, self.padded)
-        except OpenError as error:
-            return error
-        return OpenError()
+__all__ = ["KeyOpener", "Opener", "Sessions"]
 
 
 class Opener:
@@ -93,12 +48,13 @@ class Opener:
     ) -> None:
         if cache < 0:
             raise ValueError(f"the cache cannot hold {cache} sessions")
-        self._keys: _KeySet = {}
+        self._keys: KeySet = {}
         self._cache_size = cache
         # Ordered: a plain dict walks over the holes of all it has forgotten to find the oldest.
-        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
+        self._cache: OrderedDict[bytes, Known] = OrderedDict()
         self._lock = threading.Lock()
-        self._last: _Route | None = None
+        self._opened_sessions = self._known_sessions = 0
+        self._last: Route | None = None
         self._engine = resolve(engine)
         for key in keys:
             self.add_key(key)
@@ -137,6 +93,11 @@ class Opener:
         """Of the keys it opens with."""
         return tuple(key_id for _, key_id in self._keys)
 
+    @property
+    def sessions(self) -> Sessions:
+        """How well it remembers; two threads in the same instant may count as one."""
+        return Sessions(len(self._cache), self._opened_sessions, self._known_sessions)
+
     # -- reports ---------------------------------------------------------------
 
     def open(self, envelope: Buffer, context: Buffer = b"") -> bytes:
@@ -150,7 +111,7 @@ class Opener:
             context = as_bytes(context, "context")
         return self._open_one(self._route(data), data, context)
 
-    def _open_one(self, route: _Route, data: bytes, context: bytes) -> bytes:
+    def _open_one(self, route: Route, data: bytes, context: bytes) -> bytes:
         prefix, kind, padded, key, _ = route
         report = self._engine.open_envelope(key, len(prefix), kind + context, data, padded)
         if report is None:
@@ -220,7 +181,7 @@ class Opener:
 
     def _open_listed(
         self,
-        route: _Route,
+        route: Route,
         envelopes: Listed,
         aad_end: bytes,
         places: Sequence[int],
@@ -325,7 +286,7 @@ class Opener:
 
     # -- sessions --------------------------------------------------------------
 
-    def _route(self, data: Buffer) -> _Route:
+    def _route(self, data: Buffer) -> Route:
         """How to open this envelope: as the last one, mostly."""
         last = self._last
         if (
@@ -344,27 +305,34 @@ class Opener:
             if header.raw != front:  # a buffer that somebody writes to meanwhile
                 digest = hashlib.sha256(header.raw).digest()
             return self._route_of(header, kind, digest)
+        self._known_sessions += 1
         kind = read_kind(data, size, "envelope")
         check_envelope(len(data), size, kind.padded)
         mark, padded = kind.mark, kind.padded
-        route = self._last = _Route(front + mark, mark, padded, known.keys.report, key_set)
+        route = self._last = Route(front + mark, mark, padded, known.keys.report, key_set)
         return route
 
-    def _route_of(self, header: Header, kind: Kind, digest: bytes) -> _Route:
+    def _route_of(self, header: Header, kind: Kind, digest: bytes) -> Route:
         key_set = self._keys
-        known = self._cache.get(digest) or self._first_contact(header, key_set, digest)
+        known = self._remembered(digest) or self._first_contact(header, key_set, digest)
         mark = kind.mark
-        route = _Route(header.raw + mark, mark, kind.padded, known.keys.report, key_set)
+        route = Route(header.raw + mark, mark, kind.padded, known.keys.report, key_set)
         if self._cache_size:
             self._last = route
         return route
 
     def _session_of(self, header: Header) -> SessionKeys:
         digest = hashlib.sha256(header.raw).digest()
-        known = self._cache.get(digest) or self._first_contact(header, self._keys, digest)
+        known = self._remembered(digest) or self._first_contact(header, self._keys, digest)
         return known.keys
 
-    def _first_contact(self, header: Header, keys: _KeySet, digest: bytes) -> _Known:
+    def _remembered(self, digest: bytes) -> Known | None:
+        known = self._cache.get(digest)
+        if known is not None:
+            self._known_sessions += 1
+        return known
+
+    def _first_contact(self, header: Header, keys: KeySet, digest: bytes) -> Known:
         for entry in header.entries:
             which = (int(entry.suite), entry.key_id)
             key = keys.get(which)
@@ -376,8 +344,9 @@ class Opener:
             secret: bytes | None = bytes(memoryview(key.unwrap(entry.wrapped)))
         except Exception:  # whatever an HSM may raise: only the commitment is seen to fail
             secret = None
+        self._opened_sessions += 1
         session = open_session(self._engine, header, secret)
-        known = _Known(session, which)
+        known = Known(session, which)
         if self._cache_size:
             with self._lock:
                 if which in self._keys:  # not removed meanwhile

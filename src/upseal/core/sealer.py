@@ -15,6 +15,7 @@ from upseal.core.header import RECIPIENTS_MAX
 from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
+from upseal.core.suites import SECRET_LEN
 from upseal.engine import default_cipher, resolve
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.records import Listed, Packed, Reports, packed, split
@@ -247,7 +248,7 @@ class Sealer:
                 session.set_aside()
             return session
 
-    def _renew(self) -> Session:
+    def _renew(self, secret: bytes | None = None) -> Session:
         return Session(
             self._engine,
             self.cipher,
@@ -255,7 +256,19 @@ class Sealer:
             self.limits,
             self._envelope_kind,
             self._padded,
+            secret,
         )
+
+    def _take_kept(self) -> tuple[Session, bytes]:
+        """A session for one upload and nothing else, and its secret.
+
+        For who seals to others what it must be able to open itself: the agent, whose own key among
+        the recipients would say whose upload it is.
+        """
+        secret = urandom(SECRET_LEN)
+        session = self._renew(secret)
+        session.take_alone(1)
+        return session, secret
 
     def __repr__(self) -> str:
         return f"<Sealer {self.cipher} to {', '.join(repr(r) for r in self.recipients)}>"

@@ -93,9 +93,15 @@ class Session:
         limits: Limits,
         envelope_kind: bytes,
         padded: bool,
+        secret: bytes | None = None,
     ) -> None:
-        """Makes a random session secret and wraps it for every recipient."""
-        secret = os.urandom(SECRET_LEN)
+        """Makes a random session secret and wraps it for every recipient.
+
+        ``secret`` is one just drawn, by a caller that keeps it beside the session; it is in no
+        other session, and never stays in this object.
+        """
+        if secret is None:
+            secret = os.urandom(SECRET_LEN)
         entries = [Entry(r.suite, r.key_id, r.wrap(secret)) for r in recipients]
         bound = headers.encode(cipher, entries)
         derived = derive(secret, bound)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -217,13 +217,20 @@ def enrol_request(
     return sealer.seal(signed.encode(), enrol_context(token.deployment))
 
 
-def open_enrol_request(body: bytes, opener: Opener, deployment: bytes) -> EnrolRequest:
+def open_enrol_request(
+    body: bytes,
+    opener: Opener,
+    deployment: bytes,
+    admit: Callable[[EnrolRequest], None] = lambda _: None,
+) -> EnrolRequest:
     """What `enrol_request` made.
 
     Args:
         body: from anybody.
         opener: has the enrolment key.
         deployment: whose server this is.
+        admit: told what it says before its signature is looked at, and raises to be spared that:
+            anybody can seal a request, and to open it was one public-key operation.
 
     Raises:
         OpenError: it cannot be opened (`UnknownRecipient`: sealed to another key).
@@ -233,6 +240,8 @@ def open_enrol_request(body: bytes, opener: Opener, deployment: bytes) -> EnrolR
         raise BadEnrolment(f"longer than {ENROL_MAX} bytes")
     signed = opener.open(body, enrol_context(deployment))
     try:
+        said = _read_request(jws.unverified(signed, limit=ENROL_MAX))
+        admit(said)
         key = jws.key_in(signed, limit=ENROL_MAX)
         claims = jws.verify(signed, key, jws.ENROL, limit=ENROL_MAX)
     except JwsError as error:

@@ -106,6 +106,9 @@ def prove(
 class HopCheck:
     """Says who asks, for one public-key operation a request. Safe for threads.
 
+    A second one checks a credential that was not seen before, and only if it was issued is the
+    proof looked at as well: a stranger causes one.
+
     Args:
         manifest_source: gives the manifest that counts, or None as long as there is none.
         cache: how many verified credentials to remember.
@@ -165,6 +168,17 @@ class HopCheck:
         if abs(when - now_ms) > SKEW_MS:
             raise HopRefused("clock")
         return known.hop
+
+    def remembered(self, authorization: str) -> Hop | None:
+        """Whose credential that header shows, if it verified before and still counts.
+
+        It costs no public-key operation, and proves nothing: others may have overheard it.
+        """
+        known = self._known.get(authorization.partition(" ")[2])
+        manifest = self._source() if known is not None else None
+        if known is None or manifest is None or known.issuer not in manifest.receipt_keys:
+            return None
+        return None if known.hop.hop_id in manifest.revoked_agents else known.hop
 
     def _credential(self, credential: str, manifest: Manifest) -> _Known:
         with self._lock:

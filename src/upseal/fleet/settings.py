@@ -8,17 +8,25 @@ knows is an error, since a mistyped one would otherwise be a setting that silent
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 NAME_MAX = 128
+LEVELS = ("debug", "info", "warning", "error")
+"""Of logs."""
+ANY = "any"
+"""In ``parent_ids``: every relay of the manifest, and the server."""
+SERVER = "server"
+"""The server's name in its capabilities, where a relay has its id."""
 _FILE_MAX = 1 << 20
+_Section = TypeVar("_Section")
 _KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {"int": (int,), "float": (int, float), "bool": (bool,)}
 )  # else it is text
@@ -37,6 +45,16 @@ def within(where: str, value: float, least: float, most: float) -> None:
     """
     if not least <= value <= most:
         raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {value:,g}")
+
+
+def one_of(where: str, value: str, words: Sequence[str]) -> None:
+    """Checks that a text is one of these.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if value not in words:
+        raise SettingsError(f"{where} is {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
 
 
 # -- files ------------------------------------------------------------------------------
@@ -87,6 +105,15 @@ def checked(
     return {**values, **made}
 
 
+def section(value: Any, of: type[_Section], name: str) -> _Section:
+    """One section, as `checked` makes it.
+
+    Raises:
+        SettingsError: likewise.
+    """
+    return of(**_values(_table_of(value, name), of, f"{name}."))
+
+
 def _table_of(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SettingsError(f"{name} must be a table: [{name}]")
@@ -119,10 +146,13 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def written(lines: Sequence[str], ca: str | None) -> str:
-    """A settings file of these lines, and of the authorities that were named while enrolling."""
-    more = [] if ca is None else ["", "[http]", f"ca = {quoted(ca)}"]
-    return "\n".join([*lines, *more]) + "\n"
+def written(
+    lines: Sequence[str], ca: str | None, certificate: str | None = None, key: str | None = None
+) -> str:
+    """A settings file of these lines, and of the files for TLS that were named while enrolling."""
+    files = {"ca": ca, "certificate": certificate, "key": key}
+    more = [f"{name} = {quoted(file)}" for name, file in files.items() if file is not None]
+    return "\n".join([*lines, *(["", "[http]", *more] if more else [])]) + "\n"
 
 
 # -- values -----------------------------------------------------------------------------
@@ -160,6 +190,24 @@ def checked_name(name: str) -> str:
     if not name or len(name) > NAME_MAX or not name.isprintable():
         raise SettingsError(f"name must be 1 to {NAME_MAX} printable characters")
     return name
+
+
+def checked_parents(ids: Sequence[str] | None) -> None:
+    """``parent_ids``: whose capabilities count.
+
+    Raises:
+        SettingsError: one is neither a relay's id nor ``server``, or ``any`` is not alone.
+    """
+    if ids is None or list(ids) == [ANY]:
+        return
+    if not ids:
+        raise SettingsError('parent_ids is empty; leave it away, or name relays, "server" or "any"')
+    for one in ids:
+        if one != SERVER and not re.fullmatch("[0-9a-f]{32}", one):
+            raise SettingsError(
+                'parent_ids are ids of relays (32 hexadecimal digits) or "server"; "any" stands '
+                f"alone: not {one!r}"
+            )
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in the demo, in order: report, rotate, disable, enable again, stop, look."""
+"""What happens in the demo, in order: report and upload, rotate, disable, enable again, look."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 from sqlalchemy import select
 
 from upseal.cli.common import BAD, Failure
+from upseal.cli.demo_fleet import page
 from upseal.cli.demo_fleet.processes import Processes, milliseconds
+from upseal.cli.demo_fleet.search import called
 from upseal.cli.demo_fleet.site import HOPS, Site
+from upseal.cli.demo_fleet.uploads import Uploads
 from upseal.cli.demo_fleet.wire import Wire
 from upseal.cli.progress import Steps
 from upseal.fleet.admin.deployment import Deployment
@@ -52,14 +56,20 @@ class Played:
     """Seconds from `enable` until each of them sealed."""
     rest: int = 0
     """Agents that took in something while they were ending."""
+    page: dict[str, Any] = field(default_factory=dict)
+    """What the administrator's page said when all was over."""
 
 
 class Play:
     """One demo. `play` does all of it."""
 
-    def __init__(self, site: Site, deployment: Deployment, say: Steps, seconds: float) -> None:
+    def __init__(
+        self, site: Site, deployment: Deployment, uploads: Uploads | None, say: Steps,
+        seconds: float,
+    ) -> None:  # fmt: skip
         self._site = site
         self._deployment = deployment
+        self._uploads = uploads
         self._say = say
         self._seconds = seconds
         self.seen = Played()
@@ -68,8 +78,10 @@ class Play:
         """The acts, one after the other; each fails if what it should bring about does not."""
         self._reporting()
         self._rotate()
+        self._store()
         self._disable()
         self._enable()
+        self._look()
         self._say("stopping agents")
         self._site.stop_agents()
         self.seen.rest = self._site.flush()
@@ -96,8 +108,13 @@ class Play:
         self._say("waiting until the server has heard from each agent")
         usual = {Level.REQUIRED: "sealed", Level.OPTIONAL: "sealed", Level.NONE: "clear"}
         self._until("the server has heard from each agent", lambda: self._all_are(usual))
-        self._say(f"{len(self._site.agents)} agents report for {self._seconds:g} s")
-        self._pause(self._seconds)
+        begin = time.monotonic()
+        if self._uploads is not None:
+            self._say("files go up, and each relay is killed twice while they pass through it")
+            self._uploads.go()
+        left = max(0.0, begin + self._seconds - time.monotonic())
+        self._say(f"{len(self._site.agents)} agents report for {left:.3g} s")
+        self._pause(left)
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -108,6 +125,8 @@ class Play:
     def _rotate(self) -> None:
         self._say("rotating the key while everything runs")
         (old,) = self._keys()
+        if self._uploads is not None:
+            self._uploads.while_rotated = len(self._uploads.under_way())
         began = now_ms()
         done = self._deployment.rotate(timeout=30)
         acted = now_ms()
@@ -154,6 +173,11 @@ class Play:
                     found[id_] = min(received, found.get(id_, received))
         return found
 
+    def _store(self) -> None:
+        if self._uploads is not None:
+            self._say("waiting until the server has all files")
+            self._uploads.finish()
+
     # -- without encryption ------------------------------------------------------------------
 
     def _disable(self) -> None:
@@ -185,6 +209,15 @@ class Play:
         self._until("each client seals again", lambda: self._all_are(again))
         self.seen.after_enable = round((now_ms() - began) / 1000, 2)
 
+    def _look(self) -> None:
+        names: list[str] = []
+        if self._uploads is not None:
+            self._say("waiting until the agents know that the server has their files")
+            self._until("the agents have receipts for their files", self._uploads.receipted)
+            names = [called(given.client) for given in self._uploads.given]
+        self._say("looking at the administrator's page")
+        self.seen.page = page.look(self._deployment, self._site.deployment_folder, names)
+
 
 def _heard(agent: Any, serial: int) -> int | None:
     """When the agent had a manifest of that serial or a later one, by its own log."""
@@ -197,9 +230,18 @@ def _heard(agent: Any, serial: int) -> int | None:
 
 
 def play(
-    folder: Path, count: int, key_type: str, seconds: float, say: Steps, *, keep: bool
+    folder: Path, count: int, key_type: str, seconds: float, upload: int, say: Steps, *, keep: bool
 ) -> dict[str, Any]:
-    """The whole fleet part, in a new folder.
+    """The whole fleet part.
+
+    Args:
+        folder: a new one.
+        count: agents.
+        key_type: of encryption keys.
+        seconds: how long they report before the rotation, at least.
+        upload: bytes of the files that go up; 0: none do.
+        say: is told what happens.
+        keep: everything stays, and so does what is needed to look at it.
 
     Raises:
         Failure: a process ended, or something did not come about.
@@ -210,19 +252,26 @@ def play(
     logs = folder / "logs"
     logs.mkdir(mode=0o700, parents=True)
     try:
-        with Wire(*HOPS) as wire, Processes(folder, logs) as processes:
-            site = Site(folder, processes, wire, say.counting)
+        with (
+            Wire(*HOPS, folder=folder / "wire") as wire,
+            Processes(folder, logs) as processes,
+            ExitStack() as stack,
+        ):
+            site = Site(folder, processes, wire, say.counting, upload)
             say("making a deployment: server, decrypting relay, passing relay")
             with site.begin(key_type) as deployment:
+                uploads = None
+                if upload:  # copied while the agents are being started
+                    uploads = stack.enter_context(Uploads(site, upload, keep=keep))
                 say(f"enrolling {count} agents")
                 site.enrol(deployment, count)
                 say(f"starting {count} agents, a few at a time")
                 site.start_agents()
-                seen = Play(site, deployment, say, seconds).all()
+                seen = Play(site, deployment, uploads, say, seconds).all()
                 say("searching for plaintext")
-                found = findings(site, deployment, seen)
-        if keep:
-            wire.keep(folder / "wire")
+                found = findings(site, deployment, uploads, seen)
+        if not keep:
+            del found["page"]["password"]
     except (Refused, EnrolmentRefused, Unreachable) as error:
         raise Failure(BAD, f"the demo failed: {error}") from error
     return {**found, "seconds": round(time.perf_counter() - begin, 2)}

@@ -9,18 +9,25 @@ from typing import Any
 from upseal.cli.demo_fleet.acts import Played
 from upseal.cli.demo_fleet.search import Found, Search, Stored
 from upseal.cli.demo_fleet.site import LAST, Site
+from upseal.cli.demo_fleet.uploads import Uploads, right
 from upseal.fleet.admin.deployment import Deployment
 from upseal.fleet.policy import Level
 from upseal.fleet.server.settings import read_settings
 from upseal.fleet.server.store import Store, units
+from upseal.fleet.server.store import uploads as stored_uploads
 from upseal.fleet.server.store.activity import SEALED
+from upseal.fleet.server.store.uploads import StoredUpload
+
+_LEAST_KILLS = 4
 
 
-def findings(site: Site, deployment: Deployment, seen: Played) -> dict[str, Any]:
+def findings(
+    site: Site, deployment: Deployment, uploads: Uploads | None, seen: Played
+) -> dict[str, Any]:
     """Everything for ``--json``; the processes have ended."""
-    stored = _stored(site)
+    stored, files = _stored(site)
     clients = _clients(site, deployment, seen, stored)
-    wire, disk, searched = _search(site, seen, stored)
+    wire, disk, searched = _search(site, uploads, seen, stored, files)
     reports = {
         name: sum(client[name] for client in clients)
         for name in ("made", "stored", "lost", "doubled", "refused")
@@ -51,7 +58,22 @@ def findings(site: Site, deployment: Deployment, seen: Played) -> dict[str, Any]
         "clear reports of OPTIONAL clients say why": _say_why(site, seen),
         "each client ended as it should": all(client["right"] for client in clients),
         "no alarms": not status.alarms,
+        "the page shows who seals and who does not": _page_is_right(site, seen),
     }
+    uploaded = None
+    if uploads is not None:
+        uploaded = uploads.facts(files)
+        plaintext |= {"clear_marks": uploads.clear_marks, "clear_marks_found": len(wire.marks)}
+        meanwhile = uploaded["plaintext_meanwhile"]
+        checks |= {
+            "every file stored once, with its SHA-256": right(uploaded),
+            "relays were killed with files on their way through them":
+                uploaded["relay_kills"] >= _LEAST_KILLS,
+            "nothing of sealed files in spools, nor in relays when they were killed":
+                not meanwhile["sealed_clients"] and meanwhile["files"] > 0,
+            "every mark of the clear file found": len(wire.marks) == uploads.clear_marks,
+            "the page shows the files": seen.page["uploads_shown"] == len(uploads.given),
+        }  # fmt: skip
     return {
         "clients": clients,
         "reports": reports,
@@ -61,6 +83,8 @@ def findings(site: Site, deployment: Deployment, seen: Played) -> dict[str, Any]
             name: {"connections": len(hop.streams) // 2, "bytes": hop.bytes}
             for name, hop in site.wire.hops.items()
         },
+        "uploads": uploaded,
+        "page": seen.page,
         "rotation": seen.rotation,
         "orphans": {
             "foretold": seen.foretold,
@@ -81,16 +105,17 @@ def findings(site: Site, deployment: Deployment, seen: Played) -> dict[str, Any]
     }
 
 
-def _stored(site: Site) -> list[Stored]:
-    """All that the server has."""
+def _stored(site: Site) -> tuple[list[Stored], list[tuple[StoredUpload, str]]]:
+    """All that the server has: reports, and files with their clients' names."""
     with Store.open(read_settings(site.deployment_folder).database) as store:
-        return [
+        reports = [
             Stored(
                 report.name, report.body, report.reason in SEALED, report.id - report.position,
                 report.received,
             )
             for report in units.read(store)
         ]  # fmt: skip
+        return reports, list(stored_uploads.read(store))
 
 
 def _clients(
@@ -141,16 +166,32 @@ def _doubled(rows: list[Stored]) -> int:
     return sum(sum(counts.values()) - max(counts.values()) for counts in in_units.values())
 
 
-def _search(site: Site, seen: Played, stored: list[Stored]) -> tuple[Found, Found, int]:
+def _search(
+    site: Site,
+    uploads: Uploads | None,
+    seen: Played,
+    stored: list[Stored],
+    files: list[tuple[StoredUpload, str]],
+) -> tuple[Found, Found, int]:
     """The wire; the disk of relays and agents and all logs; and how many files that was."""
     required = [agent.name for agent in site.at_level(Level.REQUIRED)]
-    search = Search(f"demo-{site.run}", stored, required)
+    clear = {} if uploads is None else uploads.marks(files)
+    search = Search(f"demo-{site.run}", stored, required, clear)
     wire, disk = Found(), Found()
     for name, hop in site.wire.hops.items():
         until = seen.disabled[0] if name == LAST else 0
         search.wire(name, hop.streams, wire, sealed_until=until)
     folders = [site.folder / name for name in ("relays", "agents", "logs")]
     return wire, disk, search.files(folders, disk)
+
+
+def _page_is_right(site: Site, seen: Played) -> bool:
+    """All who should seal do, when the page is looked at, and nobody withholds."""
+    sealed, clear = (
+        len(site.at_level(*levels)) for levels in ((Level.REQUIRED, Level.OPTIONAL), (Level.NONE,))
+    )
+    expected = {"sealed": sealed, "clear": clear, "withheld": 0, "silent": 0, "orphaned": 0}
+    return (seen.page["status"], seen.page["coverage"]) == (200, expected)
 
 
 def _withheld(seen: Played) -> list[str]:

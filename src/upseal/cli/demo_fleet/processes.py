@@ -148,10 +148,18 @@ class Processes:
         self._tell(process)
         return process
 
+    def kill(self, process: Process) -> None:
+        """SIGKILL: it has no say in it. It is gone when this returns."""
+        process.expected = True
+        process.child.kill()
+        process.child.wait()
+        self.running.remove(process)
+        self._tell(process)
+
     def check(self) -> None:
         """Raises `Failure` if one has ended that nobody asked to."""
         stopping.check()
-        for process in self.running:
+        for process in list(self.running):  # others may start and kill some meanwhile
             if process.missing:
                 raise process.failed(f"ended with exit code {process.child.returncode}")
 

@@ -22,6 +22,7 @@ from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.enrolment import enrol
 from upseal.fleet.agent.rows import Counters
 from upseal.fleet.agent.settings import FILE_NAME, Settings
+from upseal.fleet.agent.uploads.rows import UploadCounters
 from upseal.fleet.http.client import Client
 from upseal.fleet.policy import Level
 from upseal.fleet.relay import settings as relay_settings
@@ -46,9 +47,15 @@ what = [{what}]
 [send]
 refresh = 1.5
 beacon = 2.0
+retry = 0.2
+retry_most = 2.0
 
 [http]
 wait = 5.0
+
+[uploads]
+piece = {piece}
+throttle = {throttle}
 """
 _INTERVAL = 3.0
 _WHAT = ("system", "networks", "cpu", "memory", "traffic", "disks")
@@ -63,7 +70,17 @@ wait = 5.0
 
 [refresh]
 manifest = 0.5
+
+[uploads]
+piece = {piece}
+throttle = {throttle}
 """
+_LEAST_SECONDS = 2
+"""That a file is on its way through one hop, however small it is: so it can be interrupted."""
+_PIECES = 64
+_LEAST_PIECE, _MOST_PIECE = 64 << 10, 4 << 20
+_BELOW = {DECRYPTING: (TO_DECRYPTING, BETWEEN), PASSING: (TO_PASSING,)}
+_ABOVE = {DECRYPTING: LAST, PASSING: BETWEEN}
 
 
 @dataclass
@@ -79,8 +96,17 @@ class DemoAgent:
 
     def counters(self) -> Counters:
         """The spool's own, also while the process runs."""
-        with Agent(Settings.load(self.folder / FILE_NAME)) as agent:
+        with self.opened() as agent:
             return agent.spool.counters()
+
+    def uploads(self) -> UploadCounters:
+        """The same of files."""
+        with self.opened() as agent:
+            return agent.uploads.counters()
+
+    def opened(self) -> Agent:
+        """Its folder, which another process may be using."""
+        return Agent(Settings.load(self.folder / FILE_NAME))
 
     def without_gathering(self) -> Path:
         """Settings by which it only sends what it has."""
@@ -91,15 +117,27 @@ class DemoAgent:
 
 
 class Site:
-    """The deployment's folders below one folder, and its processes."""
+    """The deployment's folders below one folder, and its processes.
+
+    Args:
+        folder: of all of it.
+        processes, wire: where they run, and what they talk through.
+        say: is told how far things are.
+        upload: bytes of the largest file that will go up.
+    """
 
     def __init__(
-        self, folder: Path, processes: Processes, wire: Wire, say: Callable[[str], object]
-    ) -> None:
+        self, folder: Path, processes: Processes, wire: Wire, say: Callable[[str], object],
+        upload: int,
+    ) -> None:  # fmt: skip
         self.folder = folder
+        self._uploads = {
+            "piece": min(max(upload // _PIECES, _LEAST_PIECE), _MOST_PIECE),
+            "throttle": float(upload // _LEAST_SECONDS),
+        }
         self.processes = processes
         self.wire = wire
-        self._say = say
+        self.say = say
         self.run = secrets.token_hex(3)
         """In each client's name, so that the name stands nowhere by chance."""
         self.agents: list[DemoAgent] = []
@@ -111,33 +149,48 @@ class Site:
         """The administrator's and the server's."""
         return self.folder / "deployment"
 
+    def relay_folder(self, name: str) -> Path:
+        """A relay's own."""
+        return self.folder / "relays" / name
+
     def begin(self, key_type: str) -> Deployment:
         """Makes the deployment; server and relays run, and encryption is enabled."""
         Deployment.init(self.deployment_folder, name="demo", key_type=key_type)
         deployment = Deployment.open(self.deployment_folder)
         try:
             self.server = self._serve(SERVER, self.deployment_folder, self.wire[LAST])
-            for name, below, hops in (
-                (DECRYPTING, LAST, (TO_DECRYPTING, BETWEEN)),
-                (PASSING, BETWEEN, (TO_PASSING,)),
-            ):
+            for name, above in _ABOVE.items():
                 (token,) = deployment.token("relay").result["tokens"]
-                folder = self.folder / "relays" / name
+                folder = self.relay_folder(name)
                 settings = relay_settings.Settings(
-                    parent=self.wire[below].url, directory=folder, name=name,
+                    parent=self.wire[above].url, directory=folder, name=name,
                     listen=f"{HOST}:0", decrypting=name == DECRYPTING,
                 )  # fmt: skip
-                self._catch_up(deployment, self.wire[below])
+                self._catch_up(deployment, self.wire[above])
                 relay_state.enrol(settings, token)
                 with open(folder / relay_settings.FILE_NAME, "a", encoding="utf-8") as file:
-                    file.write(_RELAY)
+                    file.write(_RELAY.format(**self._uploads))
                 deployment.add_relay(name, decrypts=name == DECRYPTING)
-                self.relays.append(self._serve(name, folder, *(self.wire[hop] for hop in hops)))
+                self.relays.append(self._serve_relay(name))
             self.enable(deployment)
         except BaseException:
             deployment.close()
             raise
         return deployment
+
+    def kill(self, name: str) -> None:
+        """Ends a relay by SIGKILL; `restart` brings it back."""
+        self.processes.kill(next(relay for relay in self.relays if relay.name == name))
+
+    def restart(self, name: str) -> None:
+        """Starts a relay that was killed. It has another port than before, as it happens."""
+        at = next(number for number, relay in enumerate(self.relays) if relay.name == name)
+        (self.relay_folder(name) / relay_state.ADDRESS).unlink(missing_ok=True)
+        self.relays[at] = self._serve_relay(name)
+
+    def _serve_relay(self, name: str) -> Process:
+        hops = (self.wire[hop] for hop in _BELOW[name])
+        return self._serve(name, self.relay_folder(name), *hops)
 
     def _serve(self, name: str, folder: Path, *hops: Hop) -> Process:
         """Starts the server or a relay; the hops below lead to it once it has a port."""
@@ -181,7 +234,7 @@ class Site:
         """Enrols so many agents, each through the relay that it will report to."""
         tokens = deployment.token("agent", uses=count).result["tokens"]
         for number in range(count):
-            name = f"demo-{self.run}-{number:03}"
+            name = client_name(self.run, number)
             self.agents.append(
                 DemoAgent(
                     name, LEVELS[number % 3], (PASSING, DECRYPTING)[number % 2],
@@ -202,7 +255,7 @@ class Site:
         what = _WHAT + (_MORE if number % _MORE_EACH == 0 else ())
         quoted = ", ".join(f'"{name}"' for name in what)
         with open(agent.folder / FILE_NAME, "a", encoding="utf-8") as file:
-            file.write(_SECTIONS.format(interval=_INTERVAL, what=quoted))
+            file.write(_SECTIONS.format(interval=_INTERVAL, what=quoted, **self._uploads))
 
     def start_agents(self) -> None:
         """A few at a time; all send when this returns."""
@@ -210,7 +263,7 @@ class Site:
             agent.process = self.processes.start(
                 agent.name, "agent", "run", "-d", str(agent.folder)
             )
-            self._say(f"starting agents: {number} of {len(self.agents)}")
+            self.say(f"starting agents: {number} of {len(self.agents)}")
             self._settle(_AT_ONCE - 1)
         self._settle(0)
 
@@ -232,7 +285,7 @@ class Site:
                 if agent.counters().depth == 0:
                     _process(agent).terminate()
                     left.remove(agent)
-            self._say(f"stopping agents: {len(self.agents) - len(left)} of {len(self.agents)}")
+            self.say(f"stopping agents: {len(self.agents) - len(left)} of {len(self.agents)}")
             return not left
 
         try:
@@ -249,7 +302,7 @@ class Site:
         """Sends what was taken while the agents were ending. Gives how many had some."""
         late = [agent for agent in self.agents if agent.counters().depth]
         for at in range(0, len(late), _AT_ONCE):
-            self._say(f"sending the rest: {at} of {len(late)}")
+            self.say(f"sending the rest: {at} of {len(late)}")
             some = [self._flush(agent) for agent in late[at : at + _AT_ONCE]]
 
             def ended(some: Sequence[Process] = some) -> bool:
@@ -275,6 +328,11 @@ class Site:
     def at_level(self, *levels: Level) -> Sequence[DemoAgent]:
         """The clients of these levels."""
         return [agent for agent in self.agents if agent.level in levels]
+
+
+def client_name(run: str, number: int) -> str:
+    """What the search looks for."""
+    return f"demo-{run}-{number:03}"
 
 
 def _sends(agent: DemoAgent) -> bool:

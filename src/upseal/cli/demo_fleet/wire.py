@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy in every hop that keeps each byte of both directions.
+"""A proxy in every hop that keeps each byte of both directions, in files: it comes to gigabytes.
 
 A proxy and not a packet capture: that would need privileges, and may lose packets under load. This
 one passes on nothing that it has not kept.
@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 HOST = "127.0.0.1"
-_PIECE = 1 << 16
+_PIECE = 1 << 18
+_BUFFER = 1 << 20
 _PATIENCE = 30.0
 _Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 
@@ -27,31 +28,45 @@ class Hop:
     """One place on the way up: who connects here is connected to ``target``."""
 
     name: str
+    folder: Path
     port: int = 0
     target: tuple[str, int] | None = None
     """Set once it is known; until then connections are closed at once."""
-    streams: list[bytearray] = field(default_factory=list)
-    """What was said, one for each direction of each connection: up, down, up, down...
+    streams: list[Path] = field(default_factory=list)
+    """What was said, a file for each direction of each connection: up, down, up, down...
 
     Kept apart, so that what two connections say at a time does not tear a report in two.
     """
+    bytes: int = 0
+    """How many were kept."""
 
     @property
     def url(self) -> str:
         """What those below have as their parent."""
         return f"http://{HOST}:{self.port}"
 
-    @property
-    def bytes(self) -> int:
-        """How many were kept."""
-        return sum(map(len, self.streams))
+    def both(self) -> tuple[Path, Path]:
+        """Files for one more connection: what goes up, and what comes down."""
+        number = len(self.streams) // 2
+        up, down = (self.folder / f"{number:04}-{way}" for way in ("up", "down"))
+        self.streams += (up, down)
+        return up, down
 
 
 class Wire:
-    """All hops, served by one thread. As a context manager; what was kept stays after it."""
+    """All hops, served by one thread. As a context manager; what was kept stays after it.
 
-    def __init__(self, *names: str) -> None:
-        self.hops = {name: Hop(name) for name in names}
+    Args:
+        names: of the hops.
+        folder: a new one, for what is kept: a folder for each hop, a file for each direction.
+    """
+
+    def __init__(self, *names: str, folder: Path) -> None:
+        self.hops = {}
+        for number, name in enumerate(names, 1):
+            place = folder / f"{number}-{name.replace(' -> ', '-to-').replace(' ', '-')}"
+            place.mkdir(mode=0o700, parents=True)
+            self.hops[name] = Hop(name, place)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -79,15 +94,6 @@ class Wire:
                 self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_PATIENCE)
 
-    def keep(self, folder: Path) -> None:
-        """Writes what was kept: a folder for each hop, a file for each direction."""
-        for number, hop in enumerate(self.hops.values(), 1):
-            place = folder / f"{number}-{hop.name.replace(' -> ', '-to-').replace(' ', '-')}"
-            place.mkdir(mode=0o700, parents=True)
-            for index, stream in enumerate(hop.streams):
-                name = f"{index // 2:04}-{('up', 'down')[index % 2]}"
-                (place / name).write_bytes(stream)
-
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -102,7 +108,9 @@ class Wire:
         servers = []
         try:
             for hop in self.hops.values():
-                server = await asyncio.start_server(_handler(hop, connections), HOST, 0)
+                server = await asyncio.start_server(
+                    _handler(hop, connections), HOST, 0, limit=_BUFFER
+                )
                 servers.append(server)
                 hop.port = server.sockets[0].getsockname()[1]
             self._started.set()
@@ -130,13 +138,12 @@ async def _pass(hop: Hop, reader: asyncio.StreamReader, writer: asyncio.StreamWr
     try:
         if hop.target is None:
             return
-        upper_reader, upper_writer = await asyncio.open_connection(*hop.target)
+        upper_reader, upper_writer = await asyncio.open_connection(*hop.target, limit=_BUFFER)
         writers.append(upper_writer)
-        up, down = bytearray(), bytearray()
-        hop.streams += (up, down)
+        up, down = hop.both()
         pumps = [
-            asyncio.ensure_future(_pump(reader, upper_writer, up)),
-            asyncio.ensure_future(_pump(upper_reader, writer, down)),
+            asyncio.ensure_future(_pump(reader, upper_writer, hop, up)),
+            asyncio.ensure_future(_pump(upper_reader, writer, hop, down)),
         ]
         try:
             await asyncio.gather(*pumps)
@@ -155,11 +162,15 @@ async def _pass(hop: Hop, reader: asyncio.StreamReader, writer: asyncio.StreamWr
 
 
 async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hop: Hop, path: Path
 ) -> None:
-    while piece := await reader.read(_PIECE):
-        kept += piece
-        writer.write(piece)
-        await writer.drain()
+    with open(path, "xb", buffering=0) as kept:
+        while piece := await reader.read(_PIECE):
+            rest = memoryview(piece)
+            while rest:  # the disk's cache takes it: nobody waits for the disk itself
+                rest = rest[kept.write(rest) :]
+            hop.bytes += len(piece)
+            writer.write(piece)
+            await writer.drain()
     if writer.can_write_eof():
         writer.write_eof()

@@ -63,12 +63,14 @@ def _lines(found: dict[str, Any]) -> list[list[str]]:
     carried = sum(hop["bytes"] for hop in found["wire"].values())
     names = [orphan["name"] for orphan in orphans["withheld"]]
     few = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    uploads = found["uploads"]
     return [
         [
             "reports",
             f"{reports['made']:,} made, {reports['stored']:,} stored, "
             f"{reports['lost']:,} lost, {reports['doubled']:,} doubled",
         ],
+        *([] if uploads is None else [["uploads", _uploads(uploads)]]),
         [
             "plaintext on the wire",
             f"{plain['sealed_clients']:,} of sealed clients, {plain['clear_clients']:,} of clear "
@@ -98,5 +100,31 @@ def _lines(found: dict[str, Any]) -> list[list[str]]:
             f"{orphans['withheld_reports']:,} withheld reports went out; all sealed after "
             f"{orphans['seconds_until_all_sealed_again']:.1f} s",
         ],
+        ["page", _page(found["page"], uploads)],
         *([["NOT SO", name] for name, held in found["checks"].items() if not held]),
     ]
+
+
+def _uploads(uploads: dict[str, Any]) -> str:
+    kills = Counter(kill["relay"] for kill in uploads["kills"])
+    killed = ", ".join(f"{name} {count}" for name, count in sorted(kills.items()))
+    return (
+        f"{uploads['made']:,} made, {uploads['stored']:,} stored, {uploads['damaged']:,} damaged; "
+        f"{printable_size(uploads['bytes'])} at {uploads['mib_per_s']:,.1f} MiB/s, with "
+        f"{uploads['relay_kills']} kills of relays ({killed})"
+    )
+
+
+def _page(page: dict[str, Any], uploads: dict[str, Any] | None) -> str:
+    coverage = ", ".join(f"{count} {word}" for word, count in page["coverage"].items())
+    files = "" if uploads is None else f"{page['uploads_shown']} of {uploads['made']} files; "
+    return f"status {page['status']}, shows {files}{coverage}"
+
+
+def how_to_look(found: dict[str, Any], folder: str) -> str:
+    """At the page of a deployment that was kept in ``folder``."""
+    page = found["page"]
+    return (
+        f"to look at the page: upseal server run -d {folder}, then {page['address']} "
+        f"as {page['login']}, password {page['password']}\n"
+    )

@@ -14,7 +14,6 @@ from upseal.fleet.admin import renewing
 from upseal.fleet.admin.acting import DAY_MS, Outcome, who
 from upseal.fleet.admin.authority import Authority, Passphrase, common_name, make_ca, private_pem
 from upseal.fleet.admin.folder import (
-    FIPS_KINDS,
     SETTINGS,
     SQLITE,
     Settings,
@@ -27,7 +26,7 @@ from upseal.fleet.admin.folder import (
 from upseal.fleet.admin.refusals import Refused, Unusable
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import Manifest, State, check_certificates
-from upseal.fleet.server.settings import DATABASE
+from upseal.fleet.server.settings import DATABASE, FIPS_KINDS
 from upseal.fleet.server.store import Store, StoreError, audit, manifests
 from upseal.fleet.server.tables import metadata
 from upseal.fleet.trust import Trust

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from upseal.fleet.admin import (
     creating,
     lifecycle,
+    logins,
     members,
+    noticing,
     readying,
     recovering,
     relaying,
@@ -30,10 +32,11 @@ from upseal.fleet.admin import (
     signing,
     status,
 )
-from upseal.fleet.admin.acting import Outcome
+from upseal.fleet.admin.acting import Outcome, who
 from upseal.fleet.admin.authority import Passphrase
 from upseal.fleet.admin.opened import Clock, Opened
 from upseal.fleet.policy import Level
+from upseal.fleet.server.overview import relays
 from upseal.fleet.server.store.base import now_ms
 
 if TYPE_CHECKING:
@@ -102,13 +105,13 @@ class Deployment(Opened):
         return status.status(self)
 
     def clients(self, only: str | None = None) -> list[dict[str, Any]]:
-        """Each client: wanted, actual, and why; ``only`` is one of `status.FILTERS`."""
+        """Each client: wanted, actual, and why; ``only`` is one of `census.FILTERS`."""
         return status.clients(self, only)
 
     def relays(self) -> list[dict[str, Any]]:
         """The relays of the manifest, and those that enrolled and wait to be let in."""
         with self.view() as view:
-            return relaying.listing(view)
+            return relays.listing(view.db, view.manifest)
 
     def signing_keys(self) -> dict[str, Any]:
         """The present signing key, and the announced one."""
@@ -118,6 +121,14 @@ class Deployment(Opened):
     def audit(self, *, verify: bool = False, limit: int | None = None) -> dict[str, Any]:
         """The log of acts, the newest ``limit``; ``verify`` walks its whole chain of hashes."""
         return status.audit_log(self, verify=verify, limit=limit)
+
+    def alarms(self, *, everything: bool = False) -> list[dict[str, Any]]:
+        """Alarms that nobody has acknowledged, or all of them, newest first."""
+        return noticing.listing(self, everything=everything)
+
+    def logins(self) -> list[dict[str, Any]]:
+        """Who may look at the server's page."""
+        return logins.listing(self)
 
     # -- acts on encryption --------------------------------------------------------
 
@@ -270,6 +281,21 @@ class Deployment(Opened):
     def remove_relay(self, name: str, *, dry_run: bool = False) -> Outcome:
         """Takes a relay out of the manifest."""
         return relaying.remove(self, name, dry_run=dry_run)
+
+    def acknowledge(self, alarms: Sequence[int] | None, *, dry_run: bool = False) -> Outcome:
+        """Says that somebody has looked at these alarms (their ids; None: all that are open).
+
+        One that comes again is open again.
+        """
+        return noticing.acknowledge(self, alarms, who(), dry_run=dry_run)
+
+    def add_login(self, name: str, *, dry_run: bool = False) -> Outcome:
+        """Lets somebody look at the server's page: the password is in ``result``, nowhere else."""
+        return logins.add(self, name, dry_run=dry_run)
+
+    def remove_login(self, name: str, *, dry_run: bool = False) -> Outcome:
+        """Takes a login away; whoever is logged in by it is out."""
+        return logins.remove(self, name, dry_run=dry_run)
 
     # -- acts on the manifest itself ----------------------------------------------------
 

@@ -28,13 +28,10 @@ from typing import Any
 from upseal.core.keys import KINDS
 from upseal.fleet.admin.refusals import Unusable
 from upseal.fleet.files import sync_directory, write_new_private, write_private
-from upseal.fleet.server.settings import DATABASE, FILE, HOST, PORT
+from upseal.fleet.server.settings import DATABASE, FILE, FIPS_KINDS, HOST, PORT, Calendar
 
 SETTINGS = FILE
 SQLITE = "sqlite:///"
-FIPS_KINDS = ("p256", "rsa2048", "rsa3072", "rsa4096")
-"""The hybrid has X25519 in it, which is not approved."""
-
 _HEAD = "# Made by `upseal admin init`. The server reads it too: restart it after a change.\n"
 _FILE_MAX = 1 << 20
 
@@ -53,13 +50,19 @@ class Settings:
     signing_key: str = "signing.pem"
     ca_cert: str = "ca.pem"
     ca_key: str = "ca.key"
-    manifest_days: int = 90
+    manifest_days: int = Calendar.manifest_days
     certificate_days: int = 825
-    warn_days: int = 21
-    silent_hours: int = 24
-    drain_hours: int = 24
-    proof_hours: int = 24
-    signing_wait_hours: int = 24
+    warn_days: int = Calendar.warn_days
+    silent_hours: int = Calendar.silent_hours
+    drain_hours: int = Calendar.drain_hours
+    proof_hours: int = Calendar.proof_hours
+    signing_wait_hours: int = Calendar.signing_wait_hours
+
+    @property
+    def calendar(self) -> Calendar:
+        """What the server's page counts by as well."""
+        names = (field.name for field in fields(Calendar))
+        return Calendar(**{name: getattr(self, name) for name in names})
 
     def check(self) -> None:
         """Raises `ValueError` for what cannot be."""

@@ -13,13 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upseal.core.keys import KINDS, PrivateKey, PublicKey
-from upseal.fleet.admin import orphans, people, readying, renewing
+from upseal.fleet.admin import people, readying, renewing
 from upseal.fleet.admin.acting import Outcome, Plan, Tools, View, perform
 from upseal.fleet.admin.authority import common_name
-from upseal.fleet.admin.folder import FIPS_KINDS, key_file, remove, write_new
-from upseal.fleet.admin.readying import Holder, Progress
+from upseal.fleet.admin.folder import key_file, remove, write_new
+from upseal.fleet.admin.readying import Progress
 from upseal.fleet.admin.refusals import NotReady, Refused, WouldOrphan
 from upseal.fleet.manifest import EncryptionKey, Manifest, RelayEntry, State
+from upseal.fleet.server.overview import orphans
+from upseal.fleet.server.overview.holders import Holder
+from upseal.fleet.server.settings import FIPS_KINDS
 from upseal.fleet.server.store import keys, relays
 
 if TYPE_CHECKING:

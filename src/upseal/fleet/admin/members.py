@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upseal.core.certificates import load
-from upseal.fleet.admin import orphans, people, renewing
+from upseal.fleet.admin import people
 from upseal.fleet.admin.acting import Outcome, Plan, View, perform
 from upseal.fleet.admin.people import Client
 from upseal.fleet.admin.refusals import Refused, WouldOrphan
 from upseal.fleet.credentials import Token
 from upseal.fleet.manifest import EncryptionKey, Manifest
 from upseal.fleet.policy import Level
+from upseal.fleet.server.overview import orphans
+from upseal.fleet.server.overview.oldkeys import carried
 from upseal.fleet.server.store import clients as store_clients
 from upseal.fleet.server.store import manifests, relays, tokens
 
@@ -201,7 +203,7 @@ def _serials(view: View, target: str) -> list[int]:
             continue
     known = {
         load(key.certificate.encode()).serial_number
-        for key in renewing.keys(view.manifest)
+        for key in carried(view.manifest)
         if key.certificate is not None
     }
     return sorted(wanted & known)

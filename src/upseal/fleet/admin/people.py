@@ -4,44 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 
 from upseal.fleet.admin.refusals import Refused
-from upseal.fleet.policy import Level, Reason
-from upseal.fleet.server.tables import agents, clients
+from upseal.fleet.server.overview.people import Client, by_name
+from upseal.fleet.server.tables import agents
+
+__all__ = ["Client", "clear_revoked", "find", "listing", "matches"]
 
 _LEAST_PREFIX = 6
 
 
-@dataclass(frozen=True)
-class Client:
-    """An enrolled agent or relay, and what it last said of itself."""
-
-    agent: bytes
-    hop: bytes
-    name: str
-    role: str
-    wanted: Level | None
-    """As last stated; None: it has not reported yet, as ``actual``, ``reason``, ``last_seen``."""
-    actual: str | None
-    reason: Reason | None
-    last_seen: int | None
-    suite: int | None
-    key_id: bytes | None
-    sealed: int = 0
-    clear: int = 0
-
-    def silent(self, now_ms: int, hours: int) -> bool:
-        """Whether nothing was heard from it for so long."""
-        return self.last_seen is None or self.last_seen < now_ms - hours * 3_600_000
-
-
 def listing(db: Connection, role: str = "agent") -> list[Client]:
     """All that are enrolled, by name."""
-    return _clients(db, agents.c.role == role)
+    return by_name(db, agents.c.role == role)
 
 
 def find(db: Connection, what: str, names: Iterable[str], role: str = "agent") -> list[Client]:
@@ -89,38 +66,7 @@ def _by_name_and_id(db: Connection, name: str, role: str) -> tuple[list[Client],
     if _LEAST_PREFIX <= len(lower) <= 32 and not set(lower) - set("0123456789abcdef"):
         first = bytes.fromhex(lower.ljust(32, "0"))
         last = bytes.fromhex(lower.ljust(32, "f"))
-        by_id = _clients(db, (agents.c.role == role) & agents.c.agent.between(first, last))
+        by_id = by_name(db, (agents.c.role == role) & agents.c.agent.between(first, last))
         if len(lower) == 32 and by_id:  # a whole id is never taken for somebody's name
             return [], by_id
-    return _clients(db, (agents.c.role == role) & (agents.c.name == name)), by_id
-
-
-def _clients(db: Connection, where: Any) -> list[Client]:
-    joined = agents.outerjoin(clients, agents.c.agent == clients.c.agent)
-    query = (
-        select(
-            agents.c.agent, agents.c.hop, agents.c.name, agents.c.role, clients.c.wanted,
-            clients.c.actual, clients.c.reason, clients.c.last_seen, clients.c.suite,
-            clients.c.key_id, clients.c.sealed, clients.c.clear,
-        )
-        .select_from(joined)
-        .where(where)
-        .order_by(agents.c.name, agents.c.agent)
-    )  # fmt: skip
-    return [
-        Client(
-            agent=bytes(row.agent),
-            hop=bytes(row.hop),
-            name=row.name,
-            role=row.role,
-            wanted=None if row.wanted is None else Level.parse(row.wanted),
-            actual=row.actual,
-            reason=None if row.reason is None else Reason(row.reason),
-            last_seen=row.last_seen,
-            suite=row.suite,
-            key_id=None if row.key_id is None else bytes(row.key_id),
-            sealed=row.sealed or 0,
-            clear=row.clear or 0,
-        )
-        for row in db.execute(query)
-    ]
+    return by_name(db, (agents.c.role == role) & (agents.c.name == name)), by_id

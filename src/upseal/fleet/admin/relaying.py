@@ -8,57 +8,18 @@ it said when it enrolled.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from upseal.fleet.admin import orphans, people
+from upseal.fleet.admin import people
 from upseal.fleet.admin.acting import Outcome, Plan, View, perform
 from upseal.fleet.admin.refusals import Refused, WouldOrphan
 from upseal.fleet.identity import VerifyKey
 from upseal.fleet.manifest import RelayEntry
+from upseal.fleet.server.overview import orphans
 from upseal.fleet.server.store import relays
 
 if TYPE_CHECKING:
     from upseal.fleet.admin.opened import Opened
-
-
-def listing(view: View) -> list[dict[str, Any]]:
-    """All relays: those in the manifest, and those that enrolled and wait to be let in."""
-    entries = {entry.relay: entry for entry in view.manifest.relays}
-    found = []
-    for relay in relays.listing(view.db):
-        entry = entries.pop(relay.relay, None)
-        found.append(_facts(view, relay.relay, relay.name, entry, relay))
-    for entry in entries.values():  # the database has lost it
-        found.append(_facts(view, entry.relay, entry.name, entry, None))
-    return found
-
-
-def _facts(
-    view: View, relay: bytes, name: str, entry: RelayEntry | None, row: relays.Relay | None
-) -> dict[str, Any]:
-    said = entry if entry is not None else row
-    announced = relays.keys(view.db, relay)
-    return {
-        "relay": relay.hex(),
-        "name": name,
-        "in_manifest": entry is not None,
-        "revoked": relay in view.manifest.revoked_agents,
-        "decrypts": said.decrypts if said is not None else False,
-        "accepts_sealed": said.accepts_sealed if said is not None else False,
-        "last_seen": row.last_seen if row is not None else None,
-        "keys": [
-            {"generation": key.generation, "key_id": key.key_id.hex()}
-            for key in (entry.keys if entry is not None else ())
-        ],
-        "announced": [
-            {
-                "generation": key.generation,
-                "key_id": key.key_id.hex(),
-                "proven": key.ready_at,
-            }
-            for key in announced
-        ],
-    }
 
 
 def add(

@@ -17,21 +17,13 @@ from upseal.core.certificates import load
 from upseal.core.keys import PublicKey
 from upseal.fleet.admin.authority import Authority, moment
 from upseal.fleet.manifest import EncryptionKey, Manifest
+from upseal.fleet.server.overview.oldkeys import carried
 
 if TYPE_CHECKING:
     from upseal.fleet.admin.acting import View
     from upseal.fleet.admin.opened import Opened
 
 DAY_MS = 86_400_000
-
-
-def keys(manifest: Manifest) -> Iterator[EncryptionKey]:
-    """All that the manifest carries."""
-    yield manifest.enrolment
-    yield from manifest.encryption
-    yield from manifest.pending
-    for relay in manifest.relays:
-        yield from relay.keys
 
 
 def make(
@@ -43,17 +35,10 @@ def make(
     return EncryptionKey(certificate=pem, public_key=plain, generation=generation)
 
 
-def ends(key: EncryptionKey) -> int | None:
-    """When its certificate ends, in milliseconds; None if it has none."""
-    if key.certificate is None:
-        return None
-    return int(load(key.certificate.encode()).not_valid_after_utc.timestamp() * 1000)
-
-
 def is_due(deployment: Opened, view: View) -> bool:
     """Whether a manifest issued now would have a certificate that ends too early."""
     until = view.now + deployment.settings.manifest_days * DAY_MS
-    return any(_due(key, view.now, until) for key in keys(view.manifest))
+    return any(_due(key, view.now, until) for key in carried(view.manifest))
 
 
 def _due(key: EncryptionKey, now_ms: int, until_ms: int) -> bool:
@@ -115,6 +100,7 @@ def _used(
     candidates: dict[str, None], manifest: Manifest, present: tuple[str, ...]
 ) -> Iterator[str]:
     """Authorities that issued something in the manifest; the present one in any case."""
-    issuers = {load(key.certificate.encode()).issuer for key in keys(manifest) if key.certificate}
+    certified = (key.certificate for key in carried(manifest) if key.certificate)
+    issuers = {load(pem.encode()).issuer for pem in certified}
     kept = [pem for pem in candidates if pem in present or load(pem.encode()).subject in issuers]
     yield from kept or candidates  # a manifest of hybrid keys alone still names one

@@ -8,81 +8,25 @@ they must keep. Reports sealed to a retired key are not lost: their agents are t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import select
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from upseal.fleet.admin.acting import HOUR_MS, Outcome, Plan, View, perform
 from upseal.fleet.admin.refusals import Refused, StillUsed
 from upseal.fleet.manifest import Manifest, RelayEntry
+from upseal.fleet.server.overview import oldkeys
+from upseal.fleet.server.overview.oldkeys import Drain
 from upseal.fleet.server.store import keys, relays
-from upseal.fleet.server.tables import agents, clients
 
 if TYPE_CHECKING:
     from upseal.fleet.admin.opened import Opened
 
 _WHAT = "retire the key"
-_NAMED = 1000  # clients that a message or a JSON answer names at most
-
-
-@dataclass(frozen=True)
-class Drain:
-    """An old key of the server, and who still needs it."""
-
-    key: keys.Key
-    last_hour: int
-    """Reports."""
-    safe_from: int
-    """Unix milliseconds: if nothing more comes in under it, it may go then."""
-    clients: tuple[str, ...]
-    """Seen lately, and their last sealed reports were under it."""
-    silent: tuple[str, ...]
-    """The same, but nothing was heard of them for long."""
-
-    def facts(self) -> dict[str, Any]:
-        """For machines."""
-        key = self.key
-        return {
-            "key_id": key.key_id.hex(),
-            "generation": key.generation,
-            "reports": key.reports,
-            "last_hour": self.last_hour,
-            "drained_from": key.drained_from,
-            "last_used": key.last_used,
-            "safe_from": self.safe_from,
-            "clients": list(self.clients),
-            "silent_clients": list(self.silent),
-        }
 
 
 def drains(deployment: Opened, view: View) -> list[Drain]:
     """The server's old keys, oldest first."""
-    settings = deployment.settings
-    found = []
-    for drain in keys.drain(view.db, view.now):
-        key = drain.key
-        if key.state != keys.DRAINING:
-            continue
-        since = max(key.drained_from or 0, key.last_used or 0)
-        recent = view.now - settings.drain_hours * HOUR_MS
-        users = select(agents.c.name, clients.c.last_seen).join(
-            clients, clients.c.agent == agents.c.agent
-        )
-        users = users.where(
-            clients.c.key_id == key.key_id, clients.c.actual == "sealed", agents.c.revoked.is_(None)
-        )
-        rows = view.db.execute(users.order_by(agents.c.name).limit(2 * _NAMED)).all()
-        found.append(
-            Drain(
-                key,
-                drain.last_hour,
-                since + settings.drain_hours * HOUR_MS,
-                tuple(row.name for row in rows if row.last_seen >= recent)[:_NAMED],
-                tuple(row.name for row in rows if row.last_seen < recent)[:_NAMED],
-            )
-        )
-    return found
+    return oldkeys.drains(view.db, view.now, deployment.settings.drain_hours)
 
 
 def retire(
@@ -153,7 +97,7 @@ def _chosen(view: View, old: list[Drain], key_id: str | None, all_old: bool) -> 
 def _still_used(view: View, going: Iterable[Drain]) -> list[StillUsed]:
     refusals = []
     for drain in going:
-        if view.now >= drain.safe_from and not drain.clients:
+        if drain.may_go(view.now):
             continue
         key = drain.key
         reasons = []

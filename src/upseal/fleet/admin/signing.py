@@ -17,6 +17,7 @@ from upseal.fleet.admin import folder as files
 from upseal.fleet.admin.acting import HOUR_MS, Outcome, Plan, View, perform
 from upseal.fleet.admin.refusals import Refused, Unusable
 from upseal.fleet.identity import SigningKey, VerifyKey
+from upseal.fleet.server.overview import duties
 from upseal.fleet.server.store import manifests
 
 if TYPE_CHECKING:
@@ -70,16 +71,16 @@ def put_in_place(deployment: Opened, old_id: str | None, new_id: str) -> None:
 
 def announced(view: View) -> tuple[bool, int, int]:
     """Whether a next key is announced, and serial and time of the last change."""
-    changes = [s for s in manifests.chain(view.db, 0) if s.changed_signing_keys]
-    last = changes[-1]
-    return len(view.manifest.signing_keys) > 1, last.serial, last.issued
+    last = manifests.last_change(view.db)
+    assert last is not None  # the first one counts as a change
+    return len(view.manifest.signing_keys) > 1, *last
 
 
 def facts(deployment: Opened, view: View) -> dict[str, Any]:
     """For `signing-key status`."""
     present, *following = view.manifest.signing_keys
     pending, serial, issued = announced(view)
-    wait = deployment.settings.signing_wait_hours * HOUR_MS
+    wait = deployment.settings.signing_wait_hours
     return {
         "present": {"key_id": present.key_id.hex(), "fingerprint": present.fingerprint.hex()},
         "next": [
@@ -87,7 +88,7 @@ def facts(deployment: Opened, view: View) -> dict[str, Any]:
         ],
         "announced_at": issued if pending else None,
         "announced_serial": serial if pending else None,
-        "switch_from": issued + wait if pending else None,
+        "switch_from": duties.switch_time(view.db, view.manifest, wait),
     }
 
 

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from upseal.fleet.agent.enrolment import EnrolmentRefused, enrol
     from upseal.fleet.agent.membership import NotEnrolled
     from upseal.fleet.agent.settings import Settings
+    from upseal.fleet.agent.uploads.manager import NoSuchUpload
     from upseal.fleet.settings import SettingsError
 
 _ROOMS = {
     "Agent": "upseal.fleet.agent.agent",
     "AlreadySending": "upseal.fleet.agent.agent",
     "EnrolmentRefused": "upseal.fleet.agent.enrolment",
+    "NoSuchUpload": "upseal.fleet.agent.uploads.manager",
     "NotEnrolled": "upseal.fleet.agent.membership",
     "Settings": "upseal.fleet.agent.settings",
     "SettingsError": "upseal.fleet.settings",
@@ -35,6 +37,7 @@ __all__ = [
     "Agent",
     "AlreadySending",
     "EnrolmentRefused",
+    "NoSuchUpload",
     "NotEnrolled",
     "Settings",
     "SettingsError",

@@ -9,7 +9,6 @@ Reporting needs no thread and no network. ``start`` or ``run`` sends, in one pro
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -17,11 +16,14 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from upseal import PrivateKey
+from upseal.core.files import Progress
 from upseal.core.forks import renew_in_children
 from upseal.engine.buffers import Buffer, as_bytes
+from upseal.fleet import capabilities
 from upseal.fleet.agent import status as statuses
 from upseal.fleet.agent.gathering import Gatherer
 from upseal.fleet.agent.inventory import encode
@@ -37,9 +39,14 @@ from upseal.fleet.agent.settings import (
 )
 from upseal.fleet.agent.spool import Spool, SpoolError, spool_context
 from upseal.fleet.agent.tally import Alarms, Tally
+from upseal.fleet.agent.uploads.carrying import beside
+from upseal.fleet.agent.uploads.manager import Manager, remembered
+from upseal.fleet.agent.uploads.sending import Uploading
+from upseal.fleet.capabilities import Way
 from upseal.fleet.http.logs import event
 from upseal.fleet.policy import Level
 from upseal.fleet.trust import Trust
+from upseal.fleet.uploads.words import is_announcement
 
 _LONGEST_STOP = 10.0
 _RETAKE = 2.0
@@ -79,8 +86,12 @@ class Agent:
             settings.spool,
             self._notice,
         )
+        self._uploads = Manager(
+            self._spool, settings.directory, settings.uploads, self.member.deployment
+        )
         self._one = OneSender(settings.directory / "sender.lock")
         self._sender: Sender | None = None
+        self._uploading: Uploading | None = None
         self._parent: Parent | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,7 +100,7 @@ class Agent:
     def after_fork(self) -> None:
         """A child has none of its parent's threads, nor what they were about."""
         self.tally, self.alarms = Tally(), Alarms()
-        self._sender = self._parent = self._thread = None
+        self._sender = self._uploading = self._parent = self._thread = None
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -112,7 +123,7 @@ class Agent:
         Raises:
             SpoolFull: there is no room, and the settings say to refuse.
             SpoolError: it could not be written. It was not taken.
-            ValueError: it is too long.
+            ValueError: it is too long, or would be taken for what the agent says of uploads.
         """
         return self._spool.add([_checked(data)])[0]
 
@@ -124,9 +135,43 @@ class Agent:
 
         Raises:
             SpoolError: as in `report`; none of them was taken.
-            ValueError: one is too long.
+            ValueError: as in `report`.
         """
         return self._spool.add([_checked(report) for report in reports])
+
+    def upload(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        name: str | bytes | None = None,
+        progress: Progress | None = None,
+    ) -> str:
+        """Takes a whole file as it is now; it is on the disk, sealed, when this returns.
+
+        What becomes of the file afterwards makes no difference. Of one that grows meanwhile, what
+        is added is left out; of one that is written to, nobody knows what was read.
+
+        Args:
+            path: of a regular file, of any length.
+            name: what the server is to call it, in place of its own name.
+            progress: called with bytes sealed and bytes in all.
+
+        Returns:
+            The upload's id, 32 hexadecimal digits.
+
+        Raises:
+            ValueError: it is no regular file, or longer than ``uploads.max_size``, or its name
+                cannot be one.
+            SpoolFull: there is no room.
+            SpoolError: it could not be written. It was not taken.
+            OSError: the file cannot be read, or became shorter meanwhile.
+        """
+        parent = self._parent
+        believed = parent.believed() if parent is not None else remembered(self.settings.directory)
+        upload = self._uploads.take(path, name, progress, believed, self.level(believed))
+        if (uploading := self._uploading) is not None:
+            uploading.wake()
+        return upload
 
     def _notice(self, lost: int) -> bytes:
         """Tells the server what it will not see."""
@@ -184,9 +229,14 @@ class Agent:
         try:
             credentials = Credentials.load(self.settings.directory)
             trust = Trust.load(self.settings.directory / TRUST)
-            connections = self.settings.send.units + 3
+            connections = self.settings.send.units + 4
             with client_for(self.settings.parent, self.settings.http, connections) as client:
-                self._parent = Parent(client, credentials, trust, self.alarms)
+                way = Way(
+                    self.settings.directory / capabilities.FILE,
+                    self.settings.parent,
+                    self.settings.parent_ids,
+                )
+                self._parent = Parent(client, credentials, trust, self.alarms, way)
                 self._sender = Sender(
                     self.settings,
                     credentials,
@@ -198,13 +248,25 @@ class Agent:
                     self._publish,
                 )
                 self._sender.flush = flush
+                self._uploading = Uploading(
+                    self.settings,
+                    credentials,
+                    self._uploads,
+                    self._parent,
+                    self.level,
+                    self._sender,
+                    self.tally,
+                    self.alarms,
+                    partial(self._publish, "uploads"),
+                )
                 event(_log, "sending", agent=self.member.agent.hex(), parent=client.name)
                 if gather:
                     self._gather_behind(stop)
-                self._sender.run(stop)
+                with beside(self._uploading.run, self._uploading.wake, "upseal-uploads"):
+                    self._sender.run(stop)
                 self._publish()
         finally:
-            self._sender = None
+            self._sender = self._uploading = None
             self._one.release()
         event(_log, "stopped")
 
@@ -216,6 +278,8 @@ class Agent:
 
     def send_all(self, timeout: float, stop: threading.Event | None = None) -> int:
         """Sends what there is, and returns when it is receipted, withheld, or time is up.
+
+        Files as well, which take longer: how many of them remain, `uploads` says.
 
         Returns:
             How many reports remain.
@@ -239,7 +303,8 @@ class Agent:
                     continue
                 # One that withholds has said so before it ends, if it could.
                 told = sender.withheld and (self.tally.get("beacons") or self.tally.get("held"))
-                if told or time.monotonic() > end or not self._spool.counters().depth:
+                left = self._spool.counters().depth or self._uploads.counters().waiting
+                if told or time.monotonic() > end or not left:
                     stop.set()
 
     def stop(self) -> None:
@@ -284,11 +349,12 @@ class Agent:
 
     def told(self) -> dict[str, Any] | None:
         """What only the sending process knows; None while this one does not send."""
-        sender, parent = self._sender, self._parent
+        sender, parent, uploading = self._sender, self._parent, self._uploading
         if sender is None or parent is None:
             return None
         return {
             **sender.snapshot(),
+            "uploads": {} if uploading is None else uploading.snapshot(),
             "pid": os.getpid(),
             "updated": now_ms(),
             "relays": parent.names(),
@@ -296,21 +362,15 @@ class Agent:
             "alarms": self.alarms.all(),
         }
 
-    def _publish(self) -> None:
-        """For other processes: they see the spool, but not what this one has in mind."""
+    def _publish(self, by: str = "sender") -> None:
         found = self.told()
-        if found is None:
-            return
-        path = self.settings.directory / statuses.FILE
-        temporary = path.with_name(f".{path.name}.part")
-        # Told again in a few seconds: it need not outlive a power cut, nor stand on a full disk.
-        with suppress(OSError):
-            descriptor = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-            )
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(found, file)
-            os.replace(temporary, path)
+        if found is not None:
+            statuses.publish(self.settings.directory, found, by)
+
+    @property
+    def uploads(self) -> Manager:
+        """Whole files: what waits, and what has become of them."""
+        return self._uploads
 
     @property
     def spool(self) -> Spool:
@@ -332,4 +392,6 @@ def _checked(data: Buffer) -> bytes:
     report = as_bytes(data, "a report")
     if len(report) > REPORT_MAX:
         raise ValueError("a report is longer than 1 MiB")
+    if is_announcement(report):  # what it said of a file would be believed
+        raise ValueError("what begins with 'UPU' 01 is no report")
     return report

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -30,6 +31,7 @@ _FULL, _CORRUPT, _NOT_A_DATABASE = (
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
 )
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)")
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -68,6 +70,7 @@ class Database:
         path: the file; made, mode 0600, if there is none.
         schema: statements that make the tables where there are none.
         check: looks at each new connection, and raises `SpoolDamaged` if this is not to be used.
+        later: statements that make tables which files of earlier releases do not have.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Database:
         path: Path,
         schema: tuple[str, ...],
         check: Callable[[sqlite3.Connection], None],
+        later: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self._schema = schema
+        self._later = later
         self._check = check
         self._connection: sqlite3.Connection | None = None
         self._turn: int | None = None
@@ -187,6 +192,7 @@ class Database:
         (ours,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if (ours, version) == (_OURS, _VERSION):
+            self._add_tables(connection)
             return
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables and not ours == _OURS:
@@ -196,7 +202,7 @@ class Database:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # must stand before the first table
         _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
         connection.execute("BEGIN IMMEDIATE")
-        for statement in self._schema:
+        for statement in (*self._schema, *self._later):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_OURS}")
         connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -206,6 +212,26 @@ class Database:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def _add_tables(self, connection: sqlite3.Connection) -> None:
+        """Makes the tables that releases after the file's own have; what is there stays.
+
+        Those of the beginning are never made again: where one is missing, the file is damaged.
+        """
+        there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        wanted = {match[1] for match in map(_TABLE.match, self._later) if match}
+        if wanted <= there:
+            return
+        # On a full disk: whoever needs them will hear of it. Reports go on without.
+        with suppress(sqlite3.OperationalError):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in self._later:
+                    connection.execute(statement)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     def _let_go(self, opened: sqlite3.Connection | None = None) -> None:
         connection, self._connection = opened or self._connection, None

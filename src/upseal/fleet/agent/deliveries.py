@@ -22,6 +22,7 @@ from upseal.fleet.http.client import Response
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.policy import Clear, Level, Reason, Seal
+from upseal.fleet.trail import body_name, unit_name
 from upseal.fleet.units import (
     BadReceipt,
     Status,
@@ -124,6 +125,20 @@ class Deliveries:
         )
         self._tally.add("beacons")
         return self._parent.post("/v1/units", clear_body(unit_rows([made])), kind=BYTES)
+
+
+def follow_sent(unit: SpooledUnit, body: bytes, how: str, size: int) -> None:
+    """Says in the log which unit goes out in which body."""
+    event(
+        _log,
+        "unit sent",
+        level=logging.DEBUG,
+        unit=unit_name(unit.epoch, unit.sequence),
+        body=body_name(body),
+        how=how,
+        count=unit.count,
+        bytes=size,
+    )
 
 
 @dataclass(slots=True)
@@ -279,13 +294,17 @@ class Answers:
         try:
             if self._spool.stored(flight.unit):
                 self._tally.add("units_stored")
-                event(
-                    _log,
-                    "unit stored",
-                    level=logging.DEBUG,
-                    count=flight.unit.count,
-                    sequence=flight.unit.sequence,
-                )
+                if flight.begun:
+                    self._tally.took(time.monotonic() - flight.begun)
+                if _log.isEnabledFor(logging.DEBUG):
+                    event(
+                        _log,
+                        "unit stored",
+                        level=logging.DEBUG,
+                        unit=unit_name(flight.unit.epoch, flight.unit.sequence),
+                        body=body_name(flight.body),
+                        count=flight.unit.count,
+                    )
         except SpoolError as error:
             event(_log, "cannot take out a unit", level=logging.WARNING, error=error)
             return

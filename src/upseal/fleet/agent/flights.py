@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import random
+import time
 from dataclasses import dataclass, field
 
 from upseal.fleet.agent.rows import SpooledUnit
@@ -41,6 +42,8 @@ class Flight:
     """From when it was made until it is first sent: so they are not read and opened twice."""
     stage: Stage = Stage.READY
     tries: int = 0
+    begun: float = 0.0
+    """When it was first sent; 0 before that."""
     not_before: float = 0.0
     overdue: float = 0.0
     """When to stop waiting for the parent's answer."""
@@ -104,6 +107,7 @@ class Flights:
         flight.records = None
         flight.serial, flight.stale = serial, False
         flight.tries += 1
+        flight.begun = flight.begun or time.monotonic()
         flight.body = body
         flight.digests[digest] = None
         self._digests[digest] = flight

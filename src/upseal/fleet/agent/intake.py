@@ -14,6 +14,11 @@ from upseal.fleet.agent.settings import SpoolLimits
 
 _AT_ONCE = 4096
 """Reports that one transaction takes, of several threads that wait."""
+_DROPPABLE = (
+    "FROM reports WHERE id > (SELECT planned_to FROM state) "
+    "AND id NOT IN (SELECT report FROM uploads WHERE report IS NOT NULL)"
+)
+"""Without its announcement, a file that waits here could not be stored."""
 
 
 class _Job:
@@ -58,6 +63,21 @@ class Intake:
             raise job.error
         return range(job.first, job.first + len(job.sealed))
 
+    def put(self, db: sqlite3.Connection, sealed: bytes, limited: bool) -> int:
+        """Takes one sealed report within the caller's transaction, and gives its number.
+
+        Raises:
+            SpoolFull: there is no room, and it is to keep within the limits.
+        """
+        job = _Job([sealed])
+        if limited:
+            self._insert(db, job)
+        else:
+            self._write(db, job)
+        if job.error is not None:
+            raise job.error
+        return job.first
+
     def _commit(self, own: _Job) -> None:
         """Writes what waits, from the front up to some thousand reports and past ``own``."""
         while not own.done:
@@ -89,17 +109,20 @@ class Intake:
     def _insert(self, db: sqlite3.Connection, job: _Job) -> int:
         """Inserts a job's reports, or refuses them; returns how many it refused."""
         job.error = None
-        state = read_counters(db)
-        over = state.bytes + job.size - self._limits.max_bytes
+        over = read_counters(db).bytes + job.size - self._limits.max_bytes
         try:
             self._check_disk(job.size)
             if over > 0:
                 self._make_room(db, over)
-                state = read_counters(db)
         except SpoolFull as full:
             job.error = full
             return len(job.sealed)
-        job.first = state.made + 1
+        self._write(db, job)
+        return 0
+
+    @staticmethod
+    def _write(db: sqlite3.Connection, job: _Job) -> None:
+        job.first = read_counters(db).made + 1
         now = now_ms()
         numbers = range(job.first, job.first + len(job.sealed))
         db.executemany(
@@ -109,7 +132,6 @@ class Intake:
         db.execute(
             "UPDATE state SET made = made + ?, bytes = bytes + ?", (len(job.sealed), job.size)
         )
-        return 0
 
     def _check_disk(self, size: int) -> None:
         found = os.statvfs(self._database.path.parent)
@@ -125,18 +147,13 @@ class Intake:
         if self._limits.full != "drop-oldest":
             raise full
         freed = count = last = 0
-        for number, size in db.execute(
-            "SELECT id, length(sealed) FROM reports WHERE id > (SELECT planned_to FROM state) "
-            "ORDER BY id"
-        ):
+        for number, size in db.execute(f"SELECT id, length(sealed) {_DROPPABLE} ORDER BY id"):
             freed, count, last = freed + size, count + 1, number
             if freed >= over:
                 break
         if freed < over:
             raise full
-        db.execute(
-            "DELETE FROM reports WHERE id > (SELECT planned_to FROM state) AND id <= ?", (last,)
-        )
+        db.execute(f"DELETE {_DROPPABLE} AND id <= ?", (last,))
         db.execute(
             "UPDATE state SET lost = lost + ?, untold = untold + ?, bytes = bytes - ?",
             (count, count, freed),

@@ -14,45 +14,31 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple
 
 from upseal import PublicKey
-from upseal.fleet import jws
 from upseal.fleet.agent.membership import Credentials
 from upseal.fleet.agent.rows import now_ms
 from upseal.fleet.agent.settings import Http
 from upseal.fleet.agent.tally import Alarms
+from upseal.fleet.capabilities import SKEW_MS, Hop, Way, certified, verified_hops
 from upseal.fleet.credentials import prove
 from upseal.fleet.http.client import Client, ClientTls, Response, Timeouts, Unreachable
 from upseal.fleet.http.logs import event
 from upseal.fleet.identity import VerifyKey
-from upseal.fleet.manifest import Manifest, RelayEntry
+from upseal.fleet.manifest import Manifest
 from upseal.fleet.policy import Absent, Certificate
 from upseal.fleet.policy import Parent as Known
 from upseal.fleet.trust import Outcome, Trust
+from upseal.fleet.uploads.words import proven
 
-_HOPS = 16
-"""Relays between here and the server, at most."""
 _TOKENS = 256
 _MANIFEST_MAX = 16 << 20
 _CAPABILITIES_MAX = 1 << 18
-_SKEW_MS = 5 * 60_000
-"""Clocks differ: so much is forgiven in what others have signed."""
 _OFFSET_LEAST_MS = 2_000
-_OFFSET_PAUSE = 600.0
-"""Seconds before a parent may correct our clock again."""
+_OFFSET_PAUSE = 10.0
+"""Seconds before a parent may correct our clock again, or one that plays with it would have every
+request sent twice. Not long: its clock may jump, and its `Date` lag behind when it does."""
 _log = logging.getLogger("upseal.agent")
-
-
-class Hop(NamedTuple):
-    """What one relay above, or the server, has signed about itself."""
-
-    relay: RelayEntry | None
-    """None: the server."""
-    accepts_sealed: bool
-    decrypts: bool
-    key_ids: frozenset[str]
-    expires: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +77,22 @@ class Parent:
         credentials: who we are at this hop.
         trust: what we believe, on the disk.
         alarms: where contradictions go.
+        way: whose word counts at the parent's address; None: of who answers first, in memory.
     """
 
     def __init__(
-        self, client: Client, credentials: Credentials, trust: Trust, alarms: Alarms
+        self,
+        client: Client,
+        credentials: Credentials,
+        trust: Trust,
+        alarms: Alarms,
+        way: Way | None = None,
     ) -> None:
         self.client = client
         self._credentials = credentials
         self._trust = trust
         self._alarms = alarms
+        self._way = way if way is not None else Way(None, "")
         self._lock = threading.Lock()
         self._etag: str | None = None
         self._hops: tuple[Hop, ...] = ()
@@ -124,18 +117,34 @@ class Parent:
         Raises:
             Unreachable: no answer came.
         """
-        response = self._post(path, body, wait, kind)
+        return self.request("POST", path, body, {"content-type": kind}, wait=wait, still=still)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        wait: float = 0,
+        still: Callable[[], bool] = lambda: True,
+    ) -> Response:
+        """As `post`, with any method: what an upload's `Carrier` speaks through."""
+        response = self._request(method, path, body, headers, wait)
         problem = response.problem()
         clock = problem is not None and problem.name == "clock"
         if clock and self._correct(response.date) and still():
-            response = self._post(path, body, wait, kind)
+            response = self._request(method, path, body, headers, wait)
         return response
 
-    def _post(self, path: str, body: bytes, wait: float, kind: str) -> Response:
+    def _request(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], wait: float
+    ) -> Response:
         now = now_ms() + self._offset
-        mine = self._credentials
-        headers = prove(mine.credential, mine.hop, "POST", path, body, now)
-        return self.client.request("POST", path, body, {**headers, "content-type": kind}, wait=wait)
+        mine, bare = self._credentials, path.partition("?")[0]
+        said = proven(bare, headers, body)
+        proof = prove(mine.credential, mine.hop, method, bare, said, now)
+        return self.client.request(method, path, body, {**headers, **proof}, wait=wait)
 
     def _correct(self, date: int | None) -> bool:
         """Takes the other side's clock for our proofs. Nothing else goes by it."""
@@ -203,10 +212,14 @@ class Parent:
         hops: tuple[Hop, ...] = ()
         manifest = self._trust.manifest
         if response.status == 200 and manifest is not None:
-            hops = verified_hops(response.body, manifest, now_ms())
+            hops = self._way.hear(response.body, manifest, now_ms())
+            if self._way.stranger is not None:
+                self._alarms.add(
+                    "parent", f"another one answers: {self._way.stranger}; `agent forget-parent`"
+                )
         if not hops and manifest is not None:
             # What was verified counts until it expires, or is replaced by what is verified too.
-            hops = tuple(takewhile(lambda hop: _certified(hop, manifest), self._hops))
+            hops = tuple(takewhile(lambda hop: certified(hop, manifest), self._hops))
         self._hops = hops
 
     def believed(self) -> Believed:
@@ -226,7 +239,7 @@ class Parent:
 
 def known_parent(hops: tuple[Hop, ...], now: int) -> Known:
     """What `decide` needs to know of the way up."""
-    hops = tuple(takewhile(lambda hop: hop.expires + _SKEW_MS >= now, hops))
+    hops = tuple(takewhile(lambda hop: hop.expires + SKEW_MS >= now, hops))
     if not hops:
         return Known()
     return Known(all(hop.accepts_sealed for hop in hops), _nearest(hops))
@@ -240,56 +253,6 @@ def _nearest(hops: tuple[Hop, ...]) -> PublicKey | None:
                 if entry.public().key_id.hex() in hop.key_ids:
                     return entry.public()
     return None
-
-
-def verified_hops(token: bytes | str, manifest: Manifest, now: int) -> tuple[Hop, ...]:
-    """The way up as far as it is verified: each step signed by a key that the manifest names."""
-    relays = {
-        entry.identity.key_id.hex(): entry
-        for entry in manifest.relays
-        if entry.relay not in manifest.revoked_agents
-    }
-    keys = {key.key_id.hex(): key for key in manifest.receipt_keys}
-    keys |= {key_id: entry.identity for key_id, entry in relays.items()}
-    hops: list[Hop] = []
-    following: Any = token
-    while following is not None and len(hops) < _HOPS:
-        try:
-            claims = jws.verify(following, keys, jws.CAPABILITIES)
-            hop = _hop(claims, relays.get(jws.header(following)["kid"]), now)
-        except (ValueError, KeyError, TypeError):
-            break
-        hops.append(hop)
-        following = None if hop.relay is None else claims.get("parent")
-    return tuple(hops)
-
-
-def _hop(claims: Mapping[str, Any], relay: RelayEntry | None, now: int) -> Hop:
-    """One step, if it says what it must; `ValueError` otherwise."""
-    subject = "server" if relay is None else relay.relay.hex()
-    accepts, decrypts, key_ids = (claims.get(n) for n in ("accepts_sealed", "decrypts", "key_ids"))
-    expires = claims.get("exp")
-    if (
-        claims.get("sub") != subject
-        or not isinstance(accepts, bool)
-        or not isinstance(decrypts, bool)
-        or not isinstance(key_ids, list)
-        or not all(isinstance(key_id, str) for key_id in key_ids)
-        or isinstance(expires, bool)
-        or not isinstance(expires, int)
-        or expires + _SKEW_MS < now
-    ):
-        raise ValueError("not what a hop signs")
-    if relay is not None and not relay.accepts_sealed:
-        accepts = False  # the administrator's word, which is signed as well
-    return Hop(relay, accepts, decrypts, frozenset(key_ids), expires)
-
-
-def _certified(hop: Hop, manifest: Manifest) -> bool:
-    """Whether the manifest still says of it what it said when it was verified."""
-    if hop.relay is None:
-        return True
-    return hop.relay in manifest.relays and hop.relay.relay not in manifest.revoked_agents
 
 
 def _etag(headers: Mapping[str, str]) -> str | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from upseal.fleet.agent.deliveries import Answers, Deliveries, Heard
+from upseal.fleet.agent.deliveries import Answers, Deliveries, Heard, follow_sent
 from upseal.fleet.agent.flights import Flight, Flights, Stage
 from upseal.fleet.agent.membership import Credentials
 from upseal.fleet.agent.pace import Beacons, Pace
@@ -124,6 +124,17 @@ class Sender:
 
     def wake(self) -> None:
         """Something has changed: it looks at once."""
+        self._wake.set()
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether the parent has been asked what it can do."""
+        return self._refreshed
+
+    def refresh_soon(self) -> None:
+        """A look for a newer manifest is worth while."""
+        soon = max(time.monotonic(), self._looked + _REFRESH_LEAST)
+        self._refresh_at = min(self._refresh_at, soon)
         self._wake.set()
 
     def _pause(self) -> float:
@@ -272,6 +283,8 @@ class Sender:
                 return
             pending = self._flights.count(Stage.PENDING)
         self._tally.add(f"sent_{actual(decision)}")
+        if _log.isEnabledFor(logging.DEBUG):
+            follow_sent(unit, name, actual(decision), len(body))
         # Where the parent has others to answer for, all are asked about together.
         response = self._deliveries.post_units(body, wait=not pending, still=still)
         del body
@@ -332,9 +345,8 @@ class Sender:
 
     def _heard(self, heard: Heard) -> bool:
         """Draws the consequences of an answer. True if a unit was settled by it."""
-        now = time.monotonic()
         if heard.refresh:
-            self._refresh_at = min(self._refresh_at, max(now, self._looked + _REFRESH_LEAST))
+            self.refresh_soon()
         if heard.hold is not None:
             self._pace.hold(heard.hold, None, heard.retry_after)
         elif heard.good:

@@ -15,11 +15,14 @@ from typing import Any, Self
 
 from upseal.fleet.policy import Level
 from upseal.fleet.settings import (
+    LEVELS,
     SettingsError,
     checked,
     checked_name,
+    checked_parents,
     checked_url,
     host_name,
+    one_of,
     quoted,
     read_table,
     split_listen,
@@ -65,6 +68,29 @@ class SpoolLimits:
         within("spool.min_free", self.min_free, 0, 1 << 50)
         if self.full not in ("refuse", "drop-oldest"):
             raise SettingsError(f'spool.full is "refuse" or "drop-oldest", not {self.full!r}')
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """Whole files: how much of them waits on the disk, and how they are sent."""
+
+    max_bytes: int = 16 << 30
+    """Sealed bytes that wait in the folder."""
+    max_size: int = 1 << 40
+    """Bytes of one file."""
+    piece: int = 4 << 20
+    """Bytes of one request; fewer where the parent takes fewer."""
+    throttle: float = 0.0
+    """Bytes a second that are sent at most; 0 for no limit."""
+    min_free: int = 256 << 20
+    """Bytes that are left free on the disk."""
+
+    def __post_init__(self) -> None:
+        within("uploads.max_bytes", self.max_bytes, 1 << 16, 1 << 60)
+        within("uploads.max_size", self.max_size, 0, 1 << 52)
+        within("uploads.piece", self.piece, 1 << 16, 1 << 28)
+        within("uploads.throttle", self.throttle, 0, 1 << 50)
+        within("uploads.min_free", self.min_free, 0, 1 << 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +160,19 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsFile:
+    """Metrics in a file, for node_exporter's textfile collector; `Settings.listen` serves them."""
+
+    textfile: str | None = None
+    """It ends in ``.prom``; None for no file."""
+    interval: float = 15.0
+    """Seconds from one writing to the next."""
+
+    def __post_init__(self) -> None:
+        within("metrics.interval", self.interval, 0.1, 86400)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of it. A folder belongs to one agent: keys, spool and what it believes live there."""
 
@@ -145,11 +184,16 @@ class Settings:
     """Keys of P-256 instead of X25519 and Ed25519."""
     listen: str | None = None
     """``host:port`` for health and metrics; None for neither."""
+    log_level: str = "info"
+    parent_ids: tuple[str, ...] | None = None
+    """Whose capabilities count: relay ids, ``server``, or ``any``; None: of who answers first."""
     batch: Batch = Batch()
     spool: SpoolLimits = SpoolLimits()
+    uploads: Uploads = Uploads()
     gather: Gather = Gather()
     http: Http = Http()
     send: Send = Send()
+    metrics: MetricsFile = MetricsFile()
     source: Path | None = field(default=None, compare=False)
     """The file it was read from."""
 
@@ -157,6 +201,8 @@ class Settings:
         object.__setattr__(self, "directory", Path(self.directory))
         object.__setattr__(self, "parent", checked_url(self.parent))
         checked_name(self.name)
+        one_of("log_level", self.log_level, LEVELS)
+        checked_parents(self.parent_ids)
         if self.listen is not None:
             split_listen(self.listen)
 
@@ -190,7 +236,15 @@ class Settings:
 
 
 _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
-    {"batch": Batch, "spool": SpoolLimits, "gather": Gather, "http": Http, "send": Send}
+    {
+        "batch": Batch,
+        "spool": SpoolLimits,
+        "uploads": Uploads,
+        "gather": Gather,
+        "http": Http,
+        "send": Send,
+        "metrics": MetricsFile,
+    }
 )
 
 
@@ -224,4 +278,5 @@ def toml_of(settings: Settings) -> str:
     lines.append(f"level = {quoted(settings.level.value)}")
     if settings.fips:
         lines.append("fips = true")
-    return written(lines, settings.http.ca)
+    http = settings.http
+    return written(lines, http.ca, http.certificate, http.key)

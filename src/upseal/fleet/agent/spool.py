@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from upseal import Opener, OpenError, PrivateKey, Sealer
+from upseal import Opener, OpenError, PrivateKey, PublicKey, Sealer
 from upseal.engine.buffers import Buffer
 from upseal.fleet.agent.database import (
     Database,
@@ -38,6 +38,7 @@ from upseal.fleet.agent.rows import (
     read_counters,
 )
 from upseal.fleet.agent.settings import Batch, SpoolLimits
+from upseal.fleet.agent.uploads.rows import SCHEMA as UPLOADS_SCHEMA
 from upseal.fleet.units import records_digest
 
 __all__ = [
@@ -85,9 +86,9 @@ class Spool:
         self._context = context
         self._sealer = Sealer([key.public_key])
         self._opener = Opener([key], cache=4096)
-        self._writer = Database(path, SCHEMA, self._check)
+        self._writer = Database(path, SCHEMA, self._check, UPLOADS_SCHEMA)
         # A second connection: whoever reads a unit keeps nobody waiting who reports.
-        self._reader = Database(path, SCHEMA, self._check)
+        self._reader = Database(path, SCHEMA, self._check, UPLOADS_SCHEMA)
         self._intake = Intake(self._writer, limits)
 
     def _check(self, db: sqlite3.Connection) -> None:
@@ -128,6 +129,46 @@ class Spool:
         if not reports:
             return range(0)
         return self._intake.add(self._sealer.seal_many(reports, self._context))
+
+    # -- what else lies in this file -------------------------------------------------
+
+    def writing(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction on this file, for what belongs to it besides reports."""
+        return self._writer.writing()
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One look at this file."""
+        return self._reader.reading()
+
+    def put(self, db: sqlite3.Connection, report: bytes, *, limited: bool) -> int:
+        """Takes a report as part of the caller's transaction, and gives its number.
+
+        Raises:
+            SpoolFull: there is no room, and it is to keep within the limits.
+        """
+        return self._intake.put(db, self._sealer.seal(report, self._context), limited)
+
+    def hide(self, data: bytes, about: bytes) -> bytes:
+        """Seals something of our own, bound to what it is about."""
+        return self._sealer.seal(data, self._context + about)
+
+    def show(self, sealed: bytes, about: bytes) -> bytes:
+        """What `hide` was given.
+
+        Raises:
+            OpenError: the disk has damaged it.
+        """
+        return self._opener.open(sealed, self._context + about)
+
+    @property
+    def public_key(self) -> PublicKey:
+        """What all here is sealed to."""
+        return self._sealer.recipients[0]
+
+    @property
+    def context(self) -> bytes:
+        """What all here is bound to."""
+        return self._context
 
     # -- units ---------------------------------------------------------------------
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,9 @@ _FILE_MAX = 1 << 20
 def of(agent: Agent) -> dict[str, Any]:
     """From the spool and what is believed; and, if a process sends, what that one says."""
     now = now_ms()
-    told = agent.told() or _told(agent.settings.directory / FILE)
+    told = said(agent)
     pid = agent.one.holder()
+    uploads = told.get("uploads") if pid is not None else None
     trust = Trust.load(agent.settings.directory / TRUST)
     manifest = trust.manifest
     believed = Believed(manifest, trust.certificate(now), Known())
@@ -78,12 +81,41 @@ def of(agent: Agent) -> dict[str, Any]:
             "expires": manifest.expires,
             "stale": trust.stale(now),
         },
+        "uploads": agent.uploads.status(uploads if isinstance(uploads, dict) else {}),
         "last_receipt": told.get("last_receipt"),
         "units": told.get("units"),
         "tally": told.get("tally", {}),
         "alarms": told.get("alarms", []),
         "updated": told.get("updated"),
     }
+
+
+def publish(directory: Path, found: dict[str, Any], by: str) -> None:
+    """For other processes: they see the spool, but not what the sending one has in mind.
+
+    ``by`` is which of its threads; one waits for no other.
+    """
+    temporary = directory / f".{FILE}.{by}.part"
+    # Told again in a few seconds: it need not outlive a power cut, nor stand on a full disk.
+    with suppress(OSError):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(found, file)
+        os.replace(temporary, directory / FILE)
+
+
+def said(agent: Agent) -> dict[str, Any]:
+    """What the process that sends says, this one or another; that may be long ago."""
+    return agent.told() or _told(agent.settings.directory / FILE)
+
+
+def uploads_of(agent: Agent) -> list[dict[str, Any]]:
+    """Each upload that waits, and the newest of those that have ended."""
+    found = of(agent)
+    jobs = said(agent).get("uploads") if found["running"] else None
+    return agent.uploads.listed(
+        jobs if isinstance(jobs, dict) else {}, found["actual"] == "withheld"
+    )
 
 
 def _told(path: Path) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 from upseal.fleet.agent.rows import now_ms
 from upseal.fleet.http.logs import event
 
 _KINDS = 64
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 _log = logging.getLogger("upseal.agent")
 
 
@@ -21,6 +24,21 @@ class Tally:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._times = [0] * (len(_SECONDS) + 1)
+        self._time = 0.0
+
+    def took(self, seconds: float) -> None:
+        """So long it was from the first sending of a unit to its receipt."""
+        with self._lock:
+            self._times[bisect_left(_SECONDS, seconds)] += 1
+            self._time += seconds
+
+    def times(self) -> tuple[list[tuple[str, float]], float]:
+        """How many took at most so long, for each bound in turn; and the sum of all."""
+        with self._lock:
+            counts, total = list(accumulate(self._times)), self._time
+        bounds = [*map(str, _SECONDS), "+Inf"]
+        return list(zip(bounds, map(float, counts), strict=True)), total
 
     def add(self, name: str, number: int = 1) -> None:
         """So many more."""

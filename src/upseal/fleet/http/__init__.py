@@ -7,8 +7,10 @@
 - `prefer`: ``Prefer: wait=N`` (RFC 7240).
 - `apps`: an ASGI application with the common routes, bounded bodies and clean refusals.
 - `serving`: runs one, in the main thread or another.
-- `protocol`: bounds what a connection can cost.
-- `metrics`, `logs`: what an operator sees.
+- `protocol`, `crowd`: bound what a connection can cost, and how many there are.
+- `rates`: bounds what a hop or an address may ask for.
+- `tls`: contexts that follow their files.
+- `metrics`, `logs`, `seldom`: what an operator sees.
 
 Nothing is imported here: an agent needs no server, and a server no client.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter as Counted
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.metrics import CONTENT_TYPE, Metrics
 from upseal.fleet.http.problems import Problem
+from upseal.fleet.http.rates import Account, Gate
 
 IDLE = 15.0
 """Seconds without a byte of a body before it is given up."""
@@ -35,6 +37,7 @@ SLOWEST = 1024
 """Bytes a second that a body must make on the whole, after `IDLE` seconds for free."""
 BUDGET = 256 << 20
 """Bytes of bodies that one application holds at once."""
+_LARGE = 16 << 10
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[Any]]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -69,28 +72,46 @@ class Stopping:
 
 
 class _Budget:
-    """Bytes of bodies in memory, over all requests of an application."""
+    """Bytes of bodies in memory, over all requests of an application; and whose they are."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
+        self.of: Counted[str] = Counted()
 
 
 class _Share:
-    """What one request holds of it; given back when the request is over, not when it was read."""
+    """What one request holds of it; given back when the request is over, not when it was read.
 
-    def __init__(self, budget: _Budget) -> None:
+    ``accounts`` are who has a part of it in common, and how much: a body is read before it is
+    known who sent it, and whoever it is must not keep all others from being read. A single request
+    may have more.
+    """
+
+    def __init__(self, budget: _Budget, accounts: Sequence[Account] = ()) -> None:
         self._budget = budget
+        self._accounts = [(account, budget.most * part) for account, part in accounts]
         self._held = 0
 
     def take(self, count: int) -> None:
-        if self._budget.held + count > self._budget.most:
+        budget, of = self._budget, self._budget.of
+        if budget.held + count > budget.most:
             raise Problem("full", "too many requests are being read", retry_after=2)
-        self._budget.held += count
+        for account, most in self._accounts:
+            if of[account] > self._held and of[account] + count > most:
+                raise Problem("busy", "too many such requests are being read", retry_after=2)
+        budget.held += count
         self._held += count
+        for account, _ in self._accounts:
+            of[account] += count
 
     def give_back(self) -> None:
+        of = self._budget.of
         self._budget.held -= self._held
+        for account, _ in self._accounts:
+            of[account] -= self._held
+            if of[account] <= 0:
+                del of[account]
         self._held = 0
 
 
@@ -101,13 +122,14 @@ def application(
     ready: Callable[[], str | None] = lambda: None,
     lifespan: Lifespan | None = None,
     budget: int = BUDGET,
+    gate: Gate | None = None,
     log: logging.Logger | None = None,
 ) -> Starlette:
     """An application with ``/healthz``, ``/readyz`` and ``/metrics``.
 
     ``ready`` says None, or why not; it is asked on the event loop, so it must not block.
     ``lifespan`` starts and stops what runs beside the requests. ``app.state.stopping`` is a
-    `Stopping`, ``app.state.metrics`` are the metrics.
+    `Stopping`, ``app.state.metrics`` are the metrics. ``gate`` turns away who asks too much.
     """
     log = log or logging.getLogger("upseal.http")
 
@@ -144,7 +166,7 @@ def application(
             Route("/readyz", readyz),
             Route("/metrics", shown),
         ],
-        middleware=[Middleware(_Guard, metrics=metrics, budget=shared, log=log)],
+        middleware=[Middleware(_Guard, metrics=metrics, budget=shared, gate=gate, log=log)],
         exception_handlers={Problem: _on_problem, HTTPException: _on_http},
         lifespan=life,
     )
@@ -157,7 +179,15 @@ def application(
 
 
 async def read_body(request: Request, limit: int, *, idle: float = IDLE) -> bytes:
-    """The whole body, or a Problem: too-large, slow, full.
+    """The whole body, or a Problem, as `read_parts`."""
+    parts = await read_parts(request, limit, idle=idle)
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+async def read_parts(
+    request: Request, limit: int, *, idle: float = IDLE
+) -> list[bytes | bytearray]:
+    """The whole body in the parts that it came in, or a Problem: too-large, slow, full.
 
     A declared length over the limit is refused before a byte is read (and before ``100 Continue``).
     """
@@ -165,7 +195,8 @@ async def read_body(request: Request, limit: int, *, idle: float = IDLE) -> byte
     if declared.isascii() and declared.isdecimal() and int(declared[:18]) > limit:
         raise _too_large(limit)
     share: _Share | None = request.scope.get(_SHARE)
-    data = bytearray()
+    parts: list[bytes | bytearray] = []
+    size = 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
     try:
@@ -175,18 +206,33 @@ async def read_body(request: Request, limit: int, *, idle: float = IDLE) -> byte
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 piece: bytes = message.get("body", b"")
-                if len(data) + len(piece) > limit:
+                size += len(piece)
+                if size > limit:
                     raise _too_large(limit)
                 if share is not None:
                     share.take(len(piece))
+                if piece:
+                    _keep(parts, piece)
                 if not message.get("more_body", False):
-                    return bytes(data + piece) if data else piece
-                data += piece
+                    return parts
                 # Each byte buys a little time, so that one byte now and then is not enough.
-                most = begun + idle + len(data) / SLOWEST
+                most = begun + idle + size / SLOWEST
                 timer.reschedule(min(loop.time() + idle, most))
     except TimeoutError:
-        raise Problem("slow", f"{len(data)} bytes came in {loop.time() - begun:.0f} s") from None
+        raise Problem("slow", f"{size} bytes came in {loop.time() - begun:.0f} s") from None
+
+
+def _keep(parts: list[bytes | bytearray], piece: bytes) -> None:
+    """Joined once, at the end: what grows is copied again and again, and so is large memory.
+
+    Small ones are put together: as objects they would cost more than their bytes say.
+    """
+    if len(piece) >= _LARGE:
+        parts.append(piece)
+    elif parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < _LARGE:
+        parts[-1] += piece
+    else:
+        parts.append(bytearray(piece))
 
 
 def let_go(request: Request) -> None:
@@ -247,9 +293,14 @@ class _Guard:
     """Round everything: counts requests, answers what nobody has caught, frees the budget."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, budget: _Budget, log: logging.Logger
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        budget: _Budget,
+        gate: Gate | None,
+        log: logging.Logger,
     ) -> None:
-        self._app, self._budget, self._log = app, budget, log
+        self._app, self._budget, self._gate, self._log = app, budget, gate, log
         self._requests = metrics.counter(
             "http_requests", "Requests answered", ("method", "route", "status")
         )
@@ -268,7 +319,7 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        share = scope[_SHARE] = _Share(self._budget)
+        share = scope[_SHARE] = _Share(self._budget)  # the gate may say more
         begun = time.perf_counter()
         status = 0
 
@@ -280,7 +331,11 @@ class _Guard:
 
         self._running += 1
         try:
+            if self._gate is not None:
+                share = scope[_SHARE] = _Share(self._budget, self._gate.arrives(scope))
             await self._app(scope, receive, noting)
+        except Problem as problem:  # the gate's: the application answers its own
+            await problem.to_response()(scope, receive, noting)
         except ClientDisconnect:
             status = status or _CLOSED
         except asyncio.CancelledError:
@@ -303,6 +358,8 @@ class _Guard:
         finally:
             share.give_back()
             self._running -= 1
+            if self._gate is not None:
+                self._gate.answered(scope, status)
             self._note(scope, status, time.perf_counter() - begun)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:

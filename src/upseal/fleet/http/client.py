@@ -34,6 +34,7 @@ from urllib3.exceptions import (
 from upseal import __version__
 from upseal.fleet.http import prefer
 from upseal.fleet.http.problems import MOST_DELAY, Problem, delay
+from upseal.fleet.http.tls import Renewing
 
 MOST_ANSWER = 16 << 20
 _PIECE = 64 * 1024
@@ -84,6 +85,10 @@ class ClientTls:
         elif self.key is not None:
             raise ValueError("a key without its certificate")
         return context
+
+    def renewing(self) -> Renewing:
+        """The same, and again whenever a file has changed."""
+        return Renewing(self.context, (self.ca, self.certificate, self.key))
 
 
 @dataclass(frozen=True)
@@ -157,13 +162,14 @@ class Client:
             **(headers or {}),
         }
         self._connections = connections
-        self._tls = (tls or ClientTls()).context() if parts.scheme == "https" else None
+        self._tls = (tls or ClientTls()).renewing() if parts.scheme == "https" else None
         if proxy is None and environment and not proxy_bypass(parts.hostname):
             proxy = getproxies().get(parts.scheme)
         self._proxy = proxy
         # By process: a child shares no connection with its parent, whose bytes would mix with its
         # own. The parent's pool stays here untouched, so that nothing is closed in its name.
-        self._pools: dict[int, urllib3.PoolManager] = {}
+        # With each the TLS context that it was made with: a renewed certificate has a new one.
+        self._pools: dict[int, tuple[urllib3.PoolManager, ssl.SSLContext | None]] = {}
         self._pool()
 
     def request(
@@ -187,13 +193,19 @@ class Client:
         if wait:
             times = replace(times, read=times.read + wait, total=times.total + wait)
         said = {**self._headers, **prefer.header(wait), **(headers or {})}
+        sent: Any = body if len(body) or method in ("POST", "PUT", "PATCH") else None
+        if len(body) > _PIECE:
+            # A timeout holds for what is sent at once: a slow line must get each piece through in
+            # time, and not all of a long body.
+            said["content-length"] = str(len(body))
+            sent = (memoryview(body)[at : at + _PIECE] for at in range(0, len(body), _PIECE))
         most = self.limit if limit is None else limit
         deadline = time.monotonic() + times.total
         try:
             answer = self._pool().urlopen(
                 method,
                 self.base_url + path,
-                body=body if len(body) or method in ("POST", "PUT", "PATCH") else None,
+                body=sent,
                 headers=said,
                 timeout=urllib3.Timeout(connect=times.connect, read=times.read),
                 retries=False,
@@ -209,9 +221,9 @@ class Client:
 
     def close(self) -> None:
         """Closes what is idle. A request after that opens a connection again."""
-        pool = self._pools.pop(os.getpid(), None)
-        if pool is not None:
-            pool.clear()
+        found = self._pools.pop(os.getpid(), None)
+        if found is not None:
+            found[0].clear()
 
     def __enter__(self) -> Client:
         return self
@@ -220,16 +232,20 @@ class Client:
         self.close()
 
     def _pool(self) -> urllib3.PoolManager:
-        pid = os.getpid()
-        pool = self._pools.get(pid)
-        if pool is None:
-            pool = self._pools.setdefault(pid, self._new_pool())
-        return pool
+        pid, context = os.getpid(), None if self._tls is None else self._tls.current()
+        found = self._pools.get(pid)
+        if found is not None and found[1] is not context:
+            if self._pools.pop(pid, None) is found:  # not yet by another thread
+                found[0].clear()
+            found = None
+        if found is None:
+            found = self._pools.setdefault(pid, (self._new_pool(context), context))
+        return found[0]
 
-    def _new_pool(self) -> urllib3.PoolManager:
+    def _new_pool(self, context: ssl.SSLContext | None) -> urllib3.PoolManager:
         settings: dict[str, Any] = {"maxsize": self._connections, "num_pools": 1}
-        if self._tls is not None:
-            settings["ssl_context"] = self._tls
+        if context is not None:
+            settings["ssl_context"] = context
         if self._proxy is not None:
             return urllib3.ProxyManager(self._proxy, **settings)
         return urllib3.PoolManager(**settings)

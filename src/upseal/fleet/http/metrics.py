@@ -8,7 +8,7 @@ never an agent's id, a path as it was asked for, or anything else that a strange
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +18,14 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     generate_latest,
     write_to_textfile,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -30,6 +33,21 @@ SIZES = tuple(float(1 << power) for power in range(8, 25, 2))
 """Buckets for durations, and for bytes from 256 to 16 Mi."""
 
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class _Counted(Collector):
+    """See `Metrics.counted`."""
+
+    def __init__(self, name: str, text: str, function: Callable[[], float]) -> None:
+        self._name, self._text, self._function = name, text, function
+        self._most = 0.0
+
+    def describe(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text)
+
+    def collect(self) -> Iterator[Metric]:
+        self._most = max(self._most, self._function())
+        yield CounterMetricFamily(self._name, self._text, value=self._most)
 
 
 class Metrics:
@@ -63,6 +81,10 @@ class Metrics:
         if function is not None:
             found.set_function(function)
         return found
+
+    def counted(self, name: str, text: str, function: Callable[[], float]) -> None:
+        """A counter that somebody else keeps: asked when it is read, and never seen to go back."""
+        self.registry.register(_Counted(f"{self.prefix}_{name}", text, function))
 
     def histogram(
         self, name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS

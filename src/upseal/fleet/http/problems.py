@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BASE = "https://upseal.invalid/problems/"
 MEDIA_TYPE = "application/problem+json"
+NAME = "upseal-problem"
+"""The header that has the name where an answer may have no body."""
 MOST_BYTES = 64 * 1024
 MOST_TEXT = 500
 MOST_DELAY = 3600.0
@@ -40,11 +42,15 @@ NAMES: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "This address does not take this method"),
     "slow": (408, "The request came too slowly"),
     "conflict": (409, "This contradicts what is already stored"),
+    "offset": (409, "Other bytes than these are next"),
     "stale-key": (409, "Sealed to a key that is retired here; fetch the manifest and seal again"),
+    "tus-version": (412, "Another version of tus is spoken here"),
     "too-large": (413, "The request is longer than this address takes"),
+    "media-type": (415, "The body is not of the type that this address takes"),
     "sealed-not-accepted": (422, "Sealed reports are not accepted here"),
     "clear-not-accepted": (422, "Reports in clear are not accepted here"),
     "busy": (429, "Too many requests from this client"),
+    "checksum": (460, "The bytes that came are not those that were sent"),
     "internal": (500, "Something went wrong here"),
     "full": (503, "There is no room here at the moment"),
     "parent-away": (503, "The parent of this relay cannot be reached"),
@@ -97,7 +103,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
     @property
     def temporary(self) -> bool:
         """True if the same request may do better later."""
-        return self.status in (408, 429) or self.status >= 500
+        return self.status in (408, 423, 429, 460) or self.status >= 500
 
     def to_dict(self) -> dict[str, Any]:
         """The members of RFC 9457."""
@@ -149,7 +155,9 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
         """From a whole answer; one that is no problem document gives a problem named `UNKNOWN`."""
         value: Any = None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == MEDIA_TYPE and len(body) <= MOST_BYTES:
+        if not body and NAME in headers:  # of HEAD
+            value = {"type": BASE + headers[NAME]}
+        elif kind == MEDIA_TYPE and len(body) <= MOST_BYTES:
             try:
                 value = json.loads(body)
             except (ValueError, RecursionError):

@@ -9,12 +9,15 @@ after the answer, as HTTP/1.1 allows, and nothing is buffered behind it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from upseal.fleet.http.crowd import Crowd, Inside, Place, host_of
 from upseal.fleet.http.problems import Problem
 
 _CROWDED_SECONDS, _CROWDED_BYTES = 2.0, 1 << 20
@@ -25,7 +28,12 @@ class Limits:
     """Of one server. Seconds and bytes."""
 
     connections: int = 1000
-    """Beyond it a request is answered 503; beyond twice as many a connection is just closed."""
+    """Beyond it a request is answered 503; beyond twice as many a connection is just closed. By TLS
+    it is closed at once, before a handshake."""
+    address_share: float = 1.0
+    """Of those, for one address; beyond it likewise, with 429."""
+    exceptions: tuple[str, ...] = ()
+    """Addresses and networks that may have all of them."""
     head_seconds: float = 10.0
     head_bytes: int = 64 * 1024
     keep_alive: int = 75
@@ -37,12 +45,17 @@ class Limits:
     """What running requests get when the process stops."""
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection."""
+class Protocol(HttpToolsProtocol, Inside):
+    """One connection. ``entered``: it has a place in the crowd already."""
 
-    def __init__(self, limits: Limits, **given: Any) -> None:
+    def __init__(
+        self, limits: Limits, crowd: Crowd, *, entered: bool = False, **given: Any
+    ) -> None:
         super().__init__(**given)
         self._limits = limits
+        self._crowd, self._entered = crowd, entered
+        self._place: Place | None = None
+        self._host = ""
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._message_done = True
@@ -55,16 +68,22 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Counts it in, or turns it away."""
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is none by name
-        if len(self.connections) > 2 * self._limits.connections:
+        self._host, self.connected = host_of(transport), True
+        place = Place.WELCOME if self._entered else self._crowd.enter(self._host)
+        self._place = place
+        if place is Place.AWAY:
             self._deaf = True
             self.transport.abort()
-        elif len(self.connections) > self._limits.connections:
-            self.app = _crowded
+        elif place is not Place.WELCOME:
+            self.app = _CROWDED if place is Place.CROWDED else _BUSY
         self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leaves no timer behind."""
         self._disarm()
+        if self._place is not None:
+            self._crowd.leave(self._host, self._place)
+            self._place = None
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -119,7 +138,13 @@ class Protocol(HttpToolsProtocol):
                 self._go_deaf()
                 self.transport.close()
             return
-        super().on_body(body)
+        if self.cycle.body or len(body) <= HIGH_WATER_LIMIT:
+            super().on_body(body)
+            return
+        # Handed on as it came, where uvicorn would copy it twice: long bodies are mostly that.
+        self.cycle.body = cast(Any, body)
+        self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is in."""
@@ -213,18 +238,26 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_handler()
 
 
-async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+def _turned_away(name: str, why: str) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """The application of a connection too many."""
-    # Read first, within bounds: to close on bytes under way would lose the answer.
-    size, more = 0, True
-    try:
-        async with asyncio.timeout(_CROWDED_SECONDS):
-            while more and size < _CROWDED_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                more = message.get("more_body", False)
-    except TimeoutError:
-        pass
-    response = Problem("full", "too many connections", retry_after=5).to_response()
-    response.headers["connection"] = "close"
-    await response(scope, receive, send)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Read first, within bounds: to close on bytes under way would lose the answer.
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(_CROWDED_SECONDS):
+                while more and size < _CROWDED_BYTES:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            pass
+        response = Problem(name, why, retry_after=5).to_response()
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+    return app
+
+
+_CROWDED = _turned_away("full", "too many connections")
+_BUSY = _turned_away("busy", "too many connections from this address")

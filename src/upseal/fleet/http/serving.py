@@ -19,13 +19,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import uvicorn
 from starlette.applications import Starlette
 
+from upseal.fleet.http.crowd import Crowd, Door
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.protocol import Limits, Protocol
+from upseal.fleet.http.rates import limited
+from upseal.fleet.http.tls import Renewing
 
 __all__ = ["Address", "Limits", "ServerTls", "in_thread", "serve"]
 
@@ -53,7 +56,10 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerTls:
-    """A certificate with its key; with ``client_ca`` only clients that it has certified."""
+    """A certificate with its key; with ``client_ca`` only clients that it has certified.
+
+    Files that are written again while it serves hold for the next connection.
+    """
 
     certificate: str | os.PathLike[str]
     key: str | os.PathLike[str] | None = None
@@ -75,6 +81,10 @@ class ServerTls:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    def renewing(self) -> Renewing:
+        """The same, and again whenever a file has changed."""
+        return Renewing(self.context, (self.certificate, self.key, self.client_ca))
+
 
 def serve(
     app: Starlette,
@@ -93,7 +103,7 @@ def serve(
     """
     if not 0 <= port <= 65535:
         raise ValueError("a port is between 0 and 65535")
-    context = None if tls is None else tls.context()
+    renewing = None if tls is None else tls.renewing()
     limits = _afforded(limits)
     sockets = _bound(host, port)
     try:
@@ -111,7 +121,7 @@ def serve(
             timeout_keep_alive=limits.keep_alive,
             timeout_graceful_shutdown=limits.grace,
         )
-        _Server(config, app, sockets, context, limits, on_started, stop).run()
+        _Server(config, app, sockets, renewing, limits, on_started, stop).run()
     finally:
         for sock in sockets:
             sock.close()
@@ -210,14 +220,21 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         app: Starlette,
         sockets: list[socket.socket],
-        context: ssl.SSLContext | None,
+        tls: Renewing | None,
         limits: Limits,
         on_started: Callable[[Address], object] | None,
         stop: threading.Event | None,
     ) -> None:
         super().__init__(config)
-        self._app, self._sockets, self._context = app, sockets, context
+        self._app, self._sockets, self._tls = app, sockets, tls
         self._limits, self._on_started, self._stop = limits, on_started, stop
+        metrics = getattr(app.state, "metrics", None)
+        turned_away = (lambda _: None) if metrics is None else limited(metrics)
+        self._crowd = Crowd(
+            limits.connections, limits.address_share, limits.exceptions, turned_away
+        )
+        if metrics is not None:
+            metrics.gauge("http_connections", "Open connections", function=self._crowd.__len__)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The application first: who can connect finds it ready."""
@@ -228,17 +245,19 @@ class _Server(uvicorn.Server):
             )
         self.servers = []
         try:
-            how: dict[str, Any] = {"backlog": self.config.backlog}
-            if self._context is not None:
-                how.update(ssl=self._context, ssl_handshake_timeout=_HANDSHAKE)
+            loop = asyncio.get_running_loop()
+            backlog = self.config.backlog
             for sock in self._sockets:
-                made = await asyncio.get_running_loop().create_server(
-                    self._connection, sock=sock, **how
-                )
-                self.servers.append(made)
+                if self._tls is None:
+                    made = await loop.create_server(self._connection, sock=sock, backlog=backlog)
+                    self.servers.append(made)
+                else:
+                    door = Door(sock, self._crowd, self._tls, self._entered, _HANDSHAKE)
+                    door.listen(backlog)
+                    self.servers.append(cast(asyncio.Server, door))
             self.started = True
             name = self._sockets[0].getsockname()
-            address = Address(name[0], name[1], self._context is not None)
+            address = Address(name[0], name[1], self._tls is not None)
             event(_log, "serving", address=address.url, pid=os.getpid())
             if self._on_started is not None:
                 self._on_started(address)
@@ -286,9 +305,14 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
-    def _connection(self) -> Protocol:
+    def _entered(self) -> Protocol:
+        return self._connection(entered=True)
+
+    def _connection(self, *, entered: bool = False) -> Protocol:
         return Protocol(
             self._limits,
+            self._crowd,
+            entered=entered,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,

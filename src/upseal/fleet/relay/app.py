@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import sqlite3
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -26,21 +27,28 @@ from upseal.fleet.http import prefer, responses, results
 from upseal.fleet.http.apps import application, let_go, patience, read_body
 from upseal.fleet.http.client import Response as Answer
 from upseal.fleet.http.client import Unreachable
+from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import MEDIA_TYPE, Problem
-from upseal.fleet.http.results import MalformedResults, Result
+from upseal.fleet.http.rates import Gate
+from upseal.fleet.http.results import MalformedResults, Result, State
 from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.queue import Full, Queue
 from upseal.fleet.relay.settings import Settings
 from upseal.fleet.relay.uplink import Uplink
+from upseal.fleet.relay.uploads import Uploads
 from upseal.fleet.relay.waiters import Waiters
+from upseal.fleet.trail import body_name
 from upseal.fleet.units import body_kind, parse_bundle
 
+_log = logging.getLogger(__name__)
 _ENROL_MAX = 16 << 10
 _RESULTS_MAX = 512 << 10
 _HASHED_HERE = 256 << 10
 """Bytes that are hashed on the event loop; more would hold everybody up."""
 _PROXIED = 8
 """Requests handed through to the parent at once, and as many again for each that wait for it."""
+_PROXY_SECONDS = 600.0
+"""Longer than any request to the parent lasts."""
 _LINGER = 0.05
 """Seconds that an answer with one result waits for others that come along with it."""
 T = TypeVar("T")
@@ -68,10 +76,13 @@ class RelayApp:
         uplink: Uplink,
         meters: Meters,
         waiters: Waiters,
+        uploads: Uploads,
     ) -> None:
         self._settings, self._queue, self._hops, self._notices = settings, queue, hops, notices
         self._uplink, self._meters, self._waiters = uplink, meters, waiters
-        self._pool = ThreadPoolExecutor(_PROXIED, "relay-proxy")
+        self._uploads = uploads
+        self._gate = Gate(settings.rates, meters.metrics, hops.remembered)
+        self._turns = asyncio.Semaphore(_PROXIED)
         self._proxied = 0
 
     def build(
@@ -93,6 +104,7 @@ class RelayApp:
                 Route(f"/v1/relay/{name}", self.relay, methods=["POST"])
                 for name in ("key", "challenge", "answer")
             ),
+            *self._uploads.routes(self._hop),
         ]
 
         @asynccontextmanager
@@ -106,7 +118,6 @@ class RelayApp:
                         yield
             finally:
                 self._waiters.bind(None)
-                await asyncio.to_thread(self._pool.shutdown)
 
         return application(
             routes,
@@ -114,6 +125,7 @@ class RelayApp:
             ready=ready,  # type: ignore[arg-type]
             lifespan=life,
             budget=self._settings.http.receiving,
+            gate=self._gate,
         )
 
     # -- bodies ------------------------------------------------------------------------
@@ -157,14 +169,18 @@ class RelayApp:
     async def results(self, request: Request) -> Response:
         """What became of bodies: as soon as there is any news."""
         body = await self._read(request, _RESULTS_MAX)
-        await self._hop(request, body)
+        hop = await self._hop(request, body)
         try:
             asked = results.decode_ids(body)
         except MalformedResults as error:
             raise Problem("malformed", str(error)) from None
         seconds = prefer.wait(request.headers.get("prefer"))
         with self._waiters.watch(asked) as waiter:
+            files = self._uploads.lookup(hop, asked)
             known = await self._lookup(asked)
+            for body_id, found in files.items():
+                if (kept := known.get(body_id)) is None or kept.state is not State.DONE:
+                    known[body_id] = found
             pending = {body_id for body_id, found in known.items() if found is None}
             if (
                 len(pending) == len(asked)
@@ -212,6 +228,11 @@ class RelayApp:
             raise self._no_room("the disk takes nothing") from None
         except RuntimeError:
             raise Problem("stopping", retry_after=5) from None
+        if _log.isEnabledFor(logging.DEBUG):
+            who = hop.hop_id.hex()
+            for body_id, part in take.items():
+                name, size_of = body_name(body_id), len(part)
+                event(_log, "body taken", level=logging.DEBUG, body=name, hop=who, bytes=size_of)
         for part in take.values():
             self._meters.bodies_in.labels(body_kind(part)).inc()
         self._meters.bytes_in.inc(size)
@@ -239,7 +260,7 @@ class RelayApp:
         """An enrolment is between its sender and the server: sealed, and none of our business."""
         body = await read_body(request, _ENROL_MAX)
         try:
-            answer = await self._proxy(lambda: self._uplink.plain("/v1/enrol", body))
+            answer = await self._proxy(request, lambda: self._uplink.plain("/v1/enrol", body))
         except Unreachable:
             raise Problem("parent-away", retry_after=30) from None
         return _handed_down(answer)
@@ -252,20 +273,33 @@ class RelayApp:
             raise Problem("not-enrolled", "this is for relays")
         path = request.url.path
         try:
-            answer = await self._proxy(lambda: self._uplink.post(path, body, kind="text/plain"))
+            answer = await self._proxy(
+                request, lambda: self._uplink.post(path, body, kind="text/plain")
+            )
         except Unreachable:
             raise Problem("parent-away", retry_after=30) from None
         return _handed_down(answer)
 
-    async def _proxy(self, call: object) -> Answer:
+    async def _proxy(self, request: Request, call: Callable[[], Answer]) -> Answer:
+        """The parent's answer. A parent that hangs keeps no relay from stopping."""
         if self._proxied >= 2 * _PROXIED:
             raise Problem("busy", "too many requests are being handed through", retry_after=2)
         self._proxied += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, call)  # type: ignore[arg-type]
-        finally:
-            self._proxied -= 1
+        work = asyncio.ensure_future(self._in_turn(call))
+        work.add_done_callback(self._handed_through)
+        if not await patience(request, work, _PROXY_SECONDS):
+            raise Problem("stopping", retry_after=5)
+        return work.result()
+
+    async def _in_turn(self, call: Callable[[], Answer]) -> Answer:
+        async with self._turns:
+            return await _behind(call)
+
+    def _handed_through(self, work: asyncio.Future[Answer]) -> None:
+        """Also where nobody waits for it any more: until then it is under way."""
+        self._proxied -= 1
+        if not work.cancelled():
+            work.exception()  # looked at, so that asyncio has nothing to tell
 
     # -- who asks --------------------------------------------------------------------------
 
@@ -281,10 +315,39 @@ class RelayApp:
         else:
             digest = await asyncio.to_thread(lambda: hashlib.sha256(body).digest())
         now = int(time.time() * 1000)
+        path = request.url.path
         try:
-            return self._hops.check(request.headers, request.method, request.url.path, digest, now)
+            hop = self._hops.check(request.headers, request.method, path, digest, now)
         except HopRefused as refused:
             raise Problem(refused.problem) from None
+        self._gate.passed(hop, path, len(body))
+        return hop
+
+
+async def _behind(call: Callable[[], Answer]) -> Answer:
+    """In a thread that nobody waits for at the end, unlike those of an executor."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Answer] = loop.create_future()
+
+    def settle(found: Answer | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        elif found is not None:
+            answer.set_result(found)
+
+    def work() -> None:
+        found, failed = None, None
+        try:
+            found = call()
+        except BaseException as error:
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed: the relay has stopped
+            loop.call_soon_threadsafe(settle, found, failed)
+
+    threading.Thread(target=work, name="relay-proxy", daemon=True).start()
+    return await answer
 
 
 def _split(body: bytes) -> list[bytes]:

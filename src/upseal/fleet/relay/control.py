@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from upseal.fleet import jws
-from upseal.fleet.agent.parent import verified_hops
+from upseal.fleet.capabilities import FILE, SKEW_MS, Way, verified_hops
 from upseal.fleet.http.client import Unreachable
 from upseal.fleet.http.logs import event
 from upseal.fleet.identity import SigningKey
@@ -56,9 +56,11 @@ class Control:
         self._served: dict[int, tuple[str, bytes]] = {}
         self._served_etag: str | None = None
         self._above: str | None = None
+        self._way = Way(settings.directory / FILE, settings.parent, settings.parent_ids)
         self._capabilities: tuple[str, bytes] | None = None
         self._signed_claims: dict[str, Any] = {}
         self._signed_at = 0.0
+        self._issued = 0
         self.after: Callable[[], None] = lambda: None
         """Called after each look."""
         self._stop = threading.Event()
@@ -97,7 +99,7 @@ class Control:
         manifest = self._trust.manifest
         if self._above is None or manifest is None:
             return None
-        hops = verified_hops(self._above, manifest, self._uplink.now_ms())
+        hops = verified_hops(self._above, manifest, _now())
         return all(hop.accepts_sealed for hop in hops) if hops else None
 
     # -- looking upwards -----------------------------------------------------------------
@@ -179,7 +181,7 @@ class Control:
             token = response.body.decode("ascii").strip()
         except UnicodeDecodeError:
             return
-        if token != self._above and verified_hops(token, manifest, self._uplink.now_ms()):
+        if token != self._above and self._way.hear(token, manifest, _now()):
             self._above = token
 
     # -- our own words ---------------------------------------------------------------------
@@ -205,10 +207,19 @@ class Control:
         if claims == self._signed_claims and age < self._settings.refresh.capabilities:
             return
         now = self._uplink.now_ms()
+        if self._issued - SKEW_MS <= now <= self._issued:
+            # The clock was set back a little: who has heard our last words takes no older ones.
+            now = self._issued + 1
+        self._issued = now
         times = {"iat": now, "exp": now + LIFE_MS}
         token = jws.sign({**claims, **times}, self._identity, jws.CAPABILITIES).encode()
         self._capabilities = (sha256(token).hexdigest()[:16], token)
         self._signed_claims, self._signed_at = claims, time.monotonic()
+
+
+def _now() -> int:
+    """Our own clock: the parent's `Date`, which nobody has signed, is for proofs."""
+    return time.time_ns() // 1_000_000
 
 
 def _etag(text: str | None) -> str | None:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from upseal.fleet.http import results
 from upseal.fleet.http.client import Backoff, Response, Unreachable
@@ -25,6 +26,7 @@ from upseal.fleet.relay.repackage import Prepared, Repackager, Upload, as_they_a
 from upseal.fleet.relay.rows import Claimed
 from upseal.fleet.relay.settings import Settings
 from upseal.fleet.relay.uplink import Uplink
+from upseal.fleet.trail import body_name
 from upseal.fleet.units import bundle
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,17 @@ _PER_BODY = frozenset(
 """Problems of one body, also where they are the answer to a whole request."""
 _HANDED_DOWN = frozenset({"malformed", "too-large", "conflict"})
 """Problems of a batch of ours that whoever sent its only body can do something about."""
+
+
+class Others(Protocol):
+    """Bodies that are not in the queue, and that the parent is asked about as well."""
+
+    def ask(self, most: int) -> list[bytes]:
+        """Ids, by which the parent knows them."""
+
+    def answered(self, sent: bytes, answer: Result | None) -> bool:
+        """Takes what the parent says of one; whether that is news."""
+
 
 Receipts = Callable[[Iterable[bytes]], dict[bytes, bytes]]
 """From receipts to those that hold, by the digest of the statement each is for."""
@@ -57,10 +70,12 @@ class Forwarder:
         repackager: Repackager | None = None,
         receipts: Receipts = lambda _: {},
         refresh: Callable[[], int | None] = lambda: None,
+        others: Others | None = None,
     ) -> None:
         self._queue, self._uplink, self._meters = queue, uplink, meters
         self._limits, self._window = settings.forward, settings.repackage
         self._repackager, self._receipts, self._refresh = repackager, receipts, refresh
+        self._others = others
         self.books = Books()
         self._alone: set[bytes] = set()
         self._stop = threading.Event()
@@ -83,6 +98,10 @@ class Forwarder:
         self._stop.set()
         self._has_pending.set()
         self._queue.end_claims()
+
+    def wake(self) -> None:
+        """There is more to ask the parent about."""
+        self._has_pending.set()
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until they have ended; whether they have."""
@@ -182,6 +201,9 @@ class Forwarder:
             self._meters.sent.labels(how).inc()
             self._meters.sent_bytes.inc(len(upload.body))
             self._meters.package_bytes.observe(len(upload.body))
+            if _log.isEnabledFor(logging.DEBUG):
+                name, size = body_name(upload.id), len(upload.body)
+                event(_log, "body passed on", level=logging.DEBUG, body=name, how=how, bytes=size)
         with self._lock:
             self._backoff.reset()
         for upload in group:
@@ -307,14 +329,14 @@ class Forwarder:
         backoff = Backoff(self._limits.retry, self._limits.retry_most)
         fruitless = 0
         while not self._stop.is_set():
+            self._has_pending.clear()
             asked = self.books.ask(_ASKED)
-            if not asked:
-                self._has_pending.clear()
-                if not self.books.waiting:
-                    self._has_pending.wait(_IDLE)
+            others = [] if self._others is None else self._others.ask(_ASKED)
+            if not asked and not others:
+                self._has_pending.wait(_IDLE)
                 continue
             try:
-                settled = self._ask(asked)
+                settled = self._ask(asked, others)
             except (Unreachable, MalformedResults):
                 self._stop.wait(backoff.next())
                 continue
@@ -332,12 +354,14 @@ class Forwarder:
             if fruitless:
                 self._stop.wait(0.05 * 2**fruitless)
 
-    def _ask(self, asked: Sequence[Upload]) -> int:
+    def _ask(self, asked: Sequence[Upload], others: Sequence[bytes]) -> int:
         """Asks once; how many were settled."""
-        body = results.encode_ids([upload.id for upload in asked])
+        body = results.encode_ids([*(upload.id for upload in asked), *others])
         response = self._request("/v1/results", body, self._limits.wait)
         answers = {answer.body: answer for answer in results.decode(response.body)}
         settled = 0
+        if self._others is not None:
+            settled += sum(self._others.answered(sent, answers.get(sent)) for sent in others)
         for upload in asked:
             answer = answers.get(upload.id)
             if answer is not None and answer.state is State.PENDING:

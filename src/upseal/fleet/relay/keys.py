@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from upseal.core.keys import PrivateKey
-from upseal.core.opener import Opener
+from upseal.core.opener import Opener, Sessions
 from upseal.fleet.files import (
     make_private_directory,
     read_private,
@@ -78,6 +78,11 @@ class RelayKeys:
     def opener(self) -> Opener | None:
         """Opens what is sealed to one of the keys; None while there is none."""
         return self._opener
+
+    @property
+    def sessions(self) -> Sessions:
+        """How well the opener remembers sessions."""
+        return Sessions(0, 0, 0) if self._opener is None else self._opener.sessions
 
     def get(self, generation: int, kind: str | None = None) -> PrivateKey | None:
         """The key of that generation; the last made, and of that kind, if there are several."""

@@ -6,8 +6,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from upseal.core.opener import Sessions
 from upseal.fleet.http.metrics import SIZES, Metrics
 from upseal.fleet.relay.queue import Queue
+from upseal.fleet.server.throttle import Throttle
+from upseal.fleet.uploads.shelf import Usage
+
+LONG = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+"""Seconds that files take."""
 
 
 class Meters:
@@ -32,6 +38,32 @@ class Meters:
         self.package_bytes = histogram("sent_body_bytes", "Length of what was sent", (), SIZES)
         self.latency = histogram("body_seconds", "From taking a body to its result")
         self.parent_seconds = histogram("parent_seconds", "Time of requests to the parent")
+        self.uploads_in = counter("uploads_in", "Whole files taken", ("form",))
+        self.upload_bytes_in = counter("upload_bytes_in", "Bytes of those")
+        self.uploads_expired = counter("uploads_expired", "Files begun that nobody sent on")
+        self.uploads_sealed = counter("uploads_sealed", "Files that came in clear, sealed here")
+        self.uploads_sent = counter("uploads_sent", "Files that the parent has", ("how",))
+        self.upload_bytes_sent = counter("upload_bytes_sent", "Bytes of files sent, also again")
+        self.uploads_finished = counter("uploads_finished", "Files answered for", ("state",))
+        self.uploads_again = counter("uploads_again", "Files to be tried again", ("why",))
+        self.sealing_seconds = histogram("upload_sealing_seconds", "Time to seal a file", (), LONG)
+        self.upload_seconds = histogram("upload_seconds", "From begun to answered for", (), LONG)
+
+    def watch_uploads(
+        self, usage: Callable[[], Usage], waiting: Callable[[], int], sealed: Callable[[], int]
+    ) -> None:
+        """Gauges about files, asked when they are read."""
+        gauge = self.metrics.gauge
+        gauge("uploads_open", "Files that lack bytes", function=lambda: usage().open)
+        gauge("uploads_waiting", "Whole files without an answer", function=waiting)
+        gauge("uploads_held_bytes", "Bytes of files held", function=lambda: usage().held)
+        gauge("uploads_reserved_bytes", "The same, declared", function=lambda: usage().reserved)
+        gauge("uploads_sealed_bytes", "Bytes of files sealed here", function=sealed)
+        gauge(
+            "uploads_age_seconds",
+            "Age of the oldest file",
+            function=lambda: since(usage().oldest),
+        )
 
     def watch(self, queue: Queue, away: Callable[[], bool], outstanding: Callable[[], int]) -> None:
         """Gauges, asked when they are read."""
@@ -44,8 +76,21 @@ class Meters:
         gauge("parent_away", "1 while the parent cannot be reached", function=lambda: float(away()))
         gauge("parent_pending", "Bodies the parent has not answered for", function=outstanding)
 
+    def watch_sessions(self, sessions: Callable[[], Sessions], throttle: Throttle) -> None:
+        """Of a decrypting relay's opener."""
+        self.metrics.gauge(
+            "sessions", "Sessions remembered", function=lambda: sessions().remembered
+        )
+        counted = self.metrics.counted
+        counted("session_hits", "Sessions that were remembered", lambda: sessions().known)
+        counted("unwraps", "Sessions opened for the first time", lambda: throttle.unwraps)
+
 
 def age(queue: Queue) -> float:
     """Seconds that the oldest body has been waiting; 0 if there is none."""
-    oldest = queue.stats().oldest
-    return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
+    return since(queue.stats().oldest)
+
+
+def since(moment: int | None) -> float:
+    """Seconds since then, in unix milliseconds; 0 if it never was."""
+    return 0.0 if moment is None else max(0.0, time.time() - moment / 1000)

@@ -8,7 +8,6 @@ so without asking the disk. Results are kept for a while, for who asks late.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import logging
 import math
@@ -16,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -28,6 +27,7 @@ from upseal.fleet.http.results import MalformedResults, Result
 from upseal.fleet.relay import rows
 from upseal.fleet.relay.groupcommit import GroupCommit, connect
 from upseal.fleet.relay.rows import Claimed, Entry, Stats, Written
+from upseal.fleet.relay.turns import Turns
 
 _REFUSING = 10.0
 _DISK_PAUSE = 5.0
@@ -74,7 +74,7 @@ class Queue:
         self._folder, self._min_free = path.parent, min_free
         self._on_done = on_done
         self._entries: dict[bytes, Entry] = {}  # in the order they came
-        self._ready: deque[Entry] = deque()
+        self._ready = Turns()
         self._later: list[tuple[float, int, Entry]] = []
         self._tie = count()
         self._bytes = self._in_flight = self._results = self._result_bytes = 0
@@ -200,7 +200,7 @@ class Queue:
     # -- going out -----------------------------------------------------------------
 
     def claim(self, max_bytes: int, max_bodies: int, timeout: float) -> list[Claimed]:
-        """The oldest bodies that nobody works on; waits for some. At least one if there is one.
+        """Bodies that nobody works on, of each hop the oldest; waits for some. One at least.
 
         Each is `finish`ed or `release`d by whoever claimed it.
         """
@@ -218,7 +218,7 @@ class Queue:
                 return []
             size = 0
             while self._due() and len(taken) < max_bodies:
-                entry = self._ready[0]
+                entry = self._ready.first()
                 if taken and size + entry.size > max_bytes:
                     break
                 self._ready.popleft()
@@ -228,7 +228,8 @@ class Queue:
             self._in_flight += len(taken)
         claimed = []
         for entry in taken:
-            body = self._read(entry)
+            with self._body_lock:
+                body = rows.body(self._bodies, entry)
             if body is None:
                 self._lose(entry)
             else:
@@ -240,20 +241,9 @@ class Queue:
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
         # A body released may get its result all the same, from whoever claimed it.
-        while self._ready and self._entries.get(self._ready[0].id) is not self._ready[0]:
+        while self._ready and self._entries.get((one := self._ready.first()).id) is not one:
             self._ready.popleft()
         return bool(self._ready)
-
-    def _read(self, entry: Entry) -> bytes | None:
-        """The body, if it is what it was when it came."""
-        try:
-            with self._body_lock:
-                body = rows.body(self._bodies, entry.seq)
-        except sqlite3.DatabaseError:
-            return None
-        if not isinstance(body, bytes) or hashlib.sha256(body).digest() != entry.id:
-            return None
-        return body
 
     def _lose(self, entry: Entry) -> None:
         """The disk has damaged it. Its sender still has it, is told "unknown", and sends again."""
@@ -295,6 +285,20 @@ class Queue:
         except RuntimeError as error:  # closed: what is queued is still there the next time
             outcome.set_exception(error)
         return outcome
+
+    def keep(self, result: Result, received: int) -> Future[tuple[int, int]]:
+        """Keeps what became of an upload, which was never queued here; RuntimeError if closed."""
+        text = rows.encode(result)
+
+        def written(future: Future[tuple[int, int]]) -> None:
+            if future.exception() is None:
+                with self._changed:
+                    self._results += future.result()[0]
+                    self._result_bytes += future.result()[1]
+
+        future = self._writer.submit(lambda db: rows.keep(db, result.body, received, text))
+        future.add_done_callback(written)
+        return future
 
     def release(
         self, ids: Iterable[bytes], delay: float = 0.0, *, most: float = 3600.0, counts: bool = True

@@ -29,13 +29,15 @@ from upseal.fleet.relay.settings import Settings
 from upseal.fleet.relay.state import ADDRESS, State, client_of
 from upseal.fleet.relay.status import note
 from upseal.fleet.relay.uplink import Uplink
+from upseal.fleet.relay.uploads import Uploads
 from upseal.fleet.relay.waiters import Waiters
 from upseal.fleet.settings import split_listen
+from upseal.fleet.trail import body_name
 from upseal.fleet.units import BadReceipt, open_receipt
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 5.0
-"""Seconds that requests to the parent under way get at the end."""
+_PATIENCE = 2.0
+"""Seconds that requests to the parent under way get at the end, all of them together."""
 
 
 class Relay:
@@ -61,6 +63,17 @@ class Relay:
                 repackager = Repackager(
                     state.keys, self.control.current, settings.repackage, self.meters
                 )
+            self.uploads = Uploads(
+                settings,
+                state.shelf,
+                state.wraps,
+                state.queue,
+                self.uplink,
+                self.meters,
+                self.control,
+                receipts=self._receipts,
+                told=self.waiters.finished,
+            )
             self.forwarder = Forwarder(
                 state.queue,
                 self.uplink,
@@ -69,7 +82,9 @@ class Relay:
                 repackager=repackager,
                 receipts=self._receipts,
                 refresh=self.control.serial,
+                others=self.uploads.carrying,
             )
+            self.uploads.carrying.wake = self.forwarder.wake
             self.control.after = self._note
             self.hops = HopCheck(self.control.current, cache=settings.repackage.cache)
         except BaseException:
@@ -78,6 +93,8 @@ class Relay:
         self.meters.watch(
             state.queue, lambda: self.uplink.away, lambda: self.forwarder.books.waiting
         )
+        if settings.decrypting:
+            self.meters.watch_sessions(lambda: state.keys.sessions, state.keys.throttle)
         self._running = False
         self._facts: dict[str, Any] = {}
 
@@ -91,6 +108,7 @@ class Relay:
             self.uplink,
             self.meters,
             self.waiters,
+            self.uploads,
         )
         return endpoints.build(self.why_not_ready, self._life())
 
@@ -117,8 +135,14 @@ class Relay:
                 self.app(),
                 host,
                 port,
-                tls=None if tls.certificate is None else ServerTls(tls.certificate, tls.key),
-                limits=Limits(connections=self.settings.http.connections),
+                tls=None
+                if tls.certificate is None
+                else ServerTls(tls.certificate, tls.key, tls.client_ca),
+                limits=Limits(
+                    connections=self.settings.http.connections,
+                    address_share=self.settings.rates.address_share,
+                    exceptions=self.settings.rates.exceptions,
+                ),
                 on_started=started,
                 stop=stop,
             )
@@ -138,10 +162,13 @@ class Relay:
     def start(self) -> None:
         """Starts to look upwards and to pass on."""
         stats = self.state.queue.stats()
-        event(_log, "relay starts", queued=stats.bodies, decrypting=self.settings.decrypting)
+        files = self.state.shelf.usage().bodies
+        decrypting = self.settings.decrypting
+        event(_log, "relay starts", queued=stats.bodies, uploads=files, decrypting=decrypting)
         self._running = True
         self.control.start()
         self.forwarder.start()
+        self.uploads.start()
 
     def stop(self) -> None:
         """Ends both; what is not done stays in the queue."""
@@ -150,15 +177,23 @@ class Relay:
         self._running = False
         self.control.stop()
         self.forwarder.stop()
-        if not (self.forwarder.join(_PATIENCE) and self.control.join(_PATIENCE)):
+        self.uploads.stop()
+        end = time.monotonic() + _PATIENCE
+        ended = [part.join(max(0.0, end - time.monotonic())) for part in self._threads()]
+        if not all(ended):
             # A parent that holds its answer: results that come now are asked for the next time.
             event(_log, "requests to the parent are given up", level=logging.WARNING)
+
+    def _threads(self) -> tuple[Forwarder | Control | Uploads, ...]:
+        """What may have a request to the parent under way."""
+        return (self.forwarder, self.control, self.uploads)
 
     def close(self) -> None:
         """Lets go of the folder."""
         self.stop()
         self.client.close()
         self.state.close()
+        self.uploads.close()
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +211,11 @@ class Relay:
     def _done(self, finished: Sequence[tuple[Result, int]]) -> None:
         """In the thread of the queue's writer, after the commit."""
         now = time.time()
+        following = _log.isEnabledFor(logging.DEBUG)
         for result, received in finished:
+            if following:
+                name = body_name(result.body)
+                event(_log, "body answered", level=logging.DEBUG, body=name, state=result.state)
             self.meters.finished.labels(result.state.value).inc()
             if result.problem is not None:
                 self.meters.problems.labels(result.problem.name).inc()

@@ -28,6 +28,7 @@ from upseal.fleet.relay.rows import Claimed
 from upseal.fleet.relay.settings import Repackage
 from upseal.fleet.server.throttle import Throttled
 from upseal.fleet.statements import fleet_context
+from upseal.fleet.trail import body_name, in_lines, unit_name
 from upseal.fleet.units import MalformedUnits, Unit, body_kind, parse_clear, parse_rows, unit_rows
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,16 @@ class _Package:
             self.units[digest] = unit
             self.records += len(unit.records) + 1
             self.size += cost
+
+
+def _follow(body_id: bytes, package: _Package) -> None:
+    """Says in the log what went into a body of ours."""
+    name = body_name(body_id)
+    said = [unit.statement for unit in package.units.values()]
+    for units in in_lines([unit_name(one.epoch, one.sequence) for one in said]):
+        event(_log, "units repackaged", level=logging.DEBUG, body=name, units=units)
+    for origins in in_lines([body_name(origin) for origin in package.origins]):
+        event(_log, "bodies repackaged", level=logging.DEBUG, body=name, bodies=origins)
 
 
 def as_they_are(claimed: Sequence[Claimed]) -> Prepared:
@@ -192,6 +203,8 @@ class Repackager:
             body_id = hashlib.sha256(body).digest()
             prepared.uploads.append(Upload(body_id, body, origins, manifest.serial))
             self._meters.repackaged.inc(len(package.units))
+            if _log.isEnabledFor(logging.DEBUG):
+                _follow(body_id, package)
 
     def _packages(
         self, bodies: Sequence[tuple[bytes, list[Unit]]], recipients: int

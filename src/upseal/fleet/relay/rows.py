@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -142,10 +143,16 @@ def decode(text: str) -> Result:
         raise MalformedResults("a result on the disk is damaged") from error
 
 
-def body(db: sqlite3.Connection, seq: int) -> Any:
-    """What stands there in place of a body: bytes, if the file is as it was left."""
-    row = db.execute("SELECT body FROM bodies WHERE seq = ?", (seq,)).fetchone()
-    return row[0] if row is not None else None
+def body(db: sqlite3.Connection, entry: Entry) -> bytes | None:
+    """A queued body, if it is what it was when it came."""
+    try:
+        row = db.execute("SELECT body FROM bodies WHERE seq = ?", (entry.seq,)).fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    found: Any = None if row is None else row[0]
+    if not isinstance(found, bytes) or hashlib.sha256(found).digest() != entry.id:
+        return None
+    return found
 
 
 def result(db: sqlite3.Connection, body_id: bytes) -> Result | None:
@@ -168,6 +175,22 @@ def finish(db: sqlite3.Connection, results: list[tuple[int, str]]) -> None:
         "UPDATE bodies SET done = ?, result = ?, body = NULL WHERE seq = ?",
         [(now, text, seq) for seq, text in results],
     )
+
+
+def keep(db: sqlite3.Connection, body_id: bytes, received: int, text: str) -> tuple[int, int]:
+    """Puts a result where no body was, or another result.
+
+    Returns:
+        How many results there are more, and how many bytes.
+    """
+    row = db.execute("SELECT length(result) FROM bodies WHERE id = ?", (body_id,)).fetchone()
+    db.execute(
+        "INSERT INTO bodies(id, hop, received, size, done, result) VALUES (?, x'', ?, 0, ?, ?)"
+        " ON CONFLICT(id) DO UPDATE SET"
+        " received = excluded.received, done = excluded.done, result = excluded.result",
+        (body_id, received, int(time.time() * 1000), text),
+    )
+    return (1, len(text)) if row is None else (0, len(text) - (row[0] or 0))
 
 
 def delete(db: sqlite3.Connection, seq: int) -> None:

@@ -13,12 +13,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from upseal.fleet.http.rates import Rates
 from upseal.fleet.settings import (
+    LEVELS,
     SettingsError,
     checked,
     checked_name,
+    checked_parents,
     checked_url,
     host_name,
+    one_of,
     quoted,
     read_table,
     split_listen,
@@ -106,6 +110,44 @@ class Repackage:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """Whole files on their way: how much waits on the disk, and how it goes up."""
+
+    max_bytes: int = 64 << 30
+    """Of all bodies, as declared. A decrypting relay counts those in clear twice: it seals them."""
+    max_size: int = 1 << 40
+    """Of one body."""
+    open_per_hop: int = 8
+    """Bodies that one agent may have begun and not ended."""
+    hop_share: float = 0.5
+    """How much of ``max_bytes`` one agent may hold."""
+    expires: float = 86_400.0
+    """Seconds until a body that nobody sends on is thrown away."""
+    piece: int = 4 << 20
+    """Bytes of one request to the parent. What is taken from below at once is `Http.max_body`."""
+    throttle: float = 0.0
+    """Bytes a second that go up; 0: no bound."""
+    rate: float = 0.0
+    """Bytes a second that are taken from below; 0: no bound."""
+    workers: int = 2
+    """Bodies that go up at once."""
+    min_free: int = 256 << 20
+    """Bytes left free on the disk."""
+
+    def __post_init__(self) -> None:
+        within("uploads.max_bytes", self.max_bytes, 1 << 12, 1 << 60)
+        within("uploads.max_size", self.max_size, 1, 1 << 60)
+        within("uploads.open_per_hop", self.open_per_hop, 1, 1 << 16)
+        within("uploads.hop_share", self.hop_share, 0.001, 1)
+        within("uploads.expires", self.expires, 1, 30 * 86400)
+        within("uploads.piece", self.piece, 1 << 16, 1 << 28)
+        within("uploads.throttle", self.throttle, 0, 1e12)
+        within("uploads.rate", self.rate, 0, 1e12)
+        within("uploads.workers", self.workers, 1, 64)
+        within("uploads.min_free", self.min_free, 0, 1 << 50)
+
+
+@dataclass(frozen=True, slots=True)
 class Http:
     """Above, how the parent is spoken to; below, what is taken."""
 
@@ -138,8 +180,12 @@ class Tls:
 
     certificate: str | None = None
     key: str | None = None
+    client_ca: str | None = None
+    """A PEM file of authorities: only who has a certificate of theirs may connect."""
 
     def __post_init__(self) -> None:
+        if self.client_ca is not None and self.certificate is None:
+            raise SettingsError("tls.client_ca goes with tls.certificate; give both or none")
         if self.key is not None and self.certificate is None:
             raise SettingsError("tls.key goes with tls.certificate; give both or none")
 
@@ -170,11 +216,16 @@ class Settings:
     accepts_clear: bool = True
     fips: bool = False
     """Signing keys of P-256 instead of Ed25519."""
+    parent_ids: tuple[str, ...] | None = None
+    """Whose capabilities count: relay ids, ``server``, or ``any``; None: of who answers first."""
+    log_level: str = "info"
     queue: QueueLimits = QueueLimits()
     forward: Forward = Forward()
     repackage: Repackage = Repackage()
+    uploads: UploadLimits = UploadLimits()
     http: Http = Http()
     tls: Tls = Tls()
+    rates: Rates = field(default_factory=Rates)
     refresh: Refresh = Refresh()
     source: Path | None = field(default=None, compare=False)
     """The file it was read from."""
@@ -183,6 +234,8 @@ class Settings:
         object.__setattr__(self, "directory", Path(self.directory))
         object.__setattr__(self, "parent", checked_url(self.parent))
         checked_name(self.name)
+        checked_parents(self.parent_ids)
+        one_of("log_level", self.log_level, LEVELS)
         split_listen(self.listen)
 
     @property
@@ -216,8 +269,10 @@ _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
         "queue": QueueLimits,
         "forward": Forward,
         "repackage": Repackage,
+        "uploads": UploadLimits,
         "http": Http,
         "tls": Tls,
+        "rates": Rates,
         "refresh": Refresh,
     }
 )
@@ -233,4 +288,5 @@ def toml_of(settings: Settings) -> str:
         for name in ("accepts_sealed", "accepts_clear")
         if not getattr(settings, name)
     ]
-    return written(lines, settings.http.ca)
+    http = settings.http
+    return written(lines, http.ca, http.certificate, http.key)

@@ -7,6 +7,8 @@ hop.pem          signs requests to the parent
 trust.json       the newest verified manifest, and those that lead to it
 keys/            a decrypting relay's own keys, by generation
 queue.db         what is not receipted yet; as it came, so sealed bodies stay sealed
+uploads/         whole files on their way, likewise
+uploads-sealed/  those that came in clear, sealed by a decrypting relay
 enrolment.json   written last: with it, the relay is enrolled
 lock             held by the process that runs
 address          where that one listens
@@ -35,12 +37,16 @@ from upseal.fleet.identity import load_or_make
 from upseal.fleet.relay.keys import RelayKeys
 from upseal.fleet.relay.queue import Queue
 from upseal.fleet.relay.settings import FILE_NAME, Settings, toml_of
+from upseal.fleet.relay.wrapping import Wraps
 from upseal.fleet.server.throttle import Throttle
 from upseal.fleet.trust import Trust
+from upseal.fleet.uploads.shelf import Shelf, ShelfError, ShelfLimits
 
 _log = logging.getLogger(__name__)
 
 QUEUE = "queue.db"
+SHELF = "uploads"
+WRAPS = "uploads-sealed"
 KEYS = "keys"
 ADDRESS = "address"
 _LOCK = "lock"
@@ -87,7 +93,8 @@ def client_of(settings: Settings) -> Client:
         tls = ClientTls(http.ca, http.certificate, http.key)
     times = Timeouts(min(10.0, http.timeout), http.timeout, max(60.0, http.timeout * 4))
     # One for each worker, the poller, the control thread, and what is handed through.
-    return Client(settings.parent, times, tls, connections=settings.forward.workers + 10)
+    workers = settings.forward.workers + settings.uploads.workers
+    return Client(settings.parent, times, tls, connections=workers + 10)
 
 
 @dataclass
@@ -98,6 +105,8 @@ class State:
     trust: Trust
     keys: RelayKeys
     queue: Queue
+    shelf: Shelf
+    wraps: Wraps
     _lock: int
 
     @classmethod
@@ -119,14 +128,24 @@ class State:
             limits = settings.repackage
             throttle = Throttle(limits.unwrap_share, limits.unwrap_reserve)
             keys = RelayKeys(folder / KEYS, cache=limits.cache, throttle=throttle)
-            queue = _queue(folder / QUEUE, settings, on_done)
+            try:
+                shelf = Shelf(folder / SHELF, _shelf_limits(settings))
+            except ShelfError as error:
+                raise AlreadyRunning(str(error)) from None
+            try:
+                wraps = Wraps(folder / WRAPS, min_free=settings.uploads.min_free)
+                queue = _queue(folder / QUEUE, settings, on_done)
+            except BaseException:
+                shelf.close()
+                raise
         except BaseException:
             os.close(lock)
             raise
-        return cls(me, trust, keys, queue, lock)
+        return cls(me, trust, keys, queue, shelf, wraps, lock)
 
     def close(self) -> None:
         """Lets go of it."""
+        self.shelf.close()
         self.queue.close()
         os.close(self._lock)
 
@@ -150,6 +169,19 @@ def running(folder: Path) -> bool:
     except AlreadyRunning:
         return True
     return False
+
+
+def _shelf_limits(settings: Settings) -> ShelfLimits:
+    limits = settings.uploads
+    return ShelfLimits(
+        limits.max_bytes,
+        limits.max_size,
+        limits.open_per_hop,
+        limits.hop_share,
+        limits.expires,
+        limits.min_free,
+        sealed_again=settings.decrypting,
+    )
 
 
 def _queue(path: Path, settings: Settings, on_done: Callable[[Any], None] | None) -> Queue:

@@ -6,16 +6,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from upseal.fleet.agent.membership import TRUST, Credentials
 from upseal.fleet.files import read_private, write_private
 from upseal.fleet.manifest import Manifest
-from upseal.fleet.relay import rows
+from upseal.fleet.relay import rows, wrapping
 from upseal.fleet.relay.keys import listing
 from upseal.fleet.relay.settings import Settings
-from upseal.fleet.relay.state import ADDRESS, KEYS, QUEUE, running
+from upseal.fleet.relay.state import ADDRESS, KEYS, QUEUE, SHELF, WRAPS, running
 from upseal.fleet.trust import Trust
 
 FILE = "status.json"
@@ -77,6 +78,7 @@ def status(settings: Settings) -> dict[str, Any]:
             "max_bytes": settings.queue.max_bytes,
             "results": stats.results,
         },
+        "uploads": _uploads(folder, settings, now),
         "manifest": None
         if manifest is None
         else {
@@ -98,6 +100,32 @@ def status(settings: Settings) -> dict[str, Any]:
             for generation, key_id, suite in listing(folder / KEYS)
         ],
         "alarms": [{"serial": alarm.serial, "at": alarm.milliseconds} for alarm in trust.alarms],
+    }
+
+
+def _uploads(folder: Path, settings: Settings, now: int) -> dict[str, Any]:
+    """What is on the shelf, by its files: another process may be using it."""
+    counts = {".whole": 0, ".part": 0}
+    size = 0
+    oldest: int | None = None
+    with suppress(FileNotFoundError):  # it has never run
+        for path in (folder / SHELF).iterdir():
+            with suppress(FileNotFoundError):  # just passed on
+                found = path.stat()
+                if path.suffix in counts and not path.name.startswith("."):
+                    counts[path.suffix] += 1
+                    size += found.st_size
+                elif path.suffix == ".json":  # written once, at its creation
+                    oldest = min(found.st_mtime_ns // 1_000_000, oldest or now)
+    sealed, sealed_bytes = wrapping.inspect(folder / WRAPS)
+    return {
+        "whole": counts[".whole"],
+        "open": counts[".part"],
+        "sealed": sealed,
+        "bytes": size + sealed_bytes,
+        "oldest": oldest,
+        "age": None if oldest is None else round(max(0, now - oldest) / 1000, 1),
+        "max_bytes": settings.uploads.max_bytes,
     }
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from upseal.fleet.credentials import prove
 from upseal.fleet.http.client import Client, Response, Unreachable
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.identity import SigningKey
+from upseal.fleet.uploads.words import proven
 
 _log = logging.getLogger(__name__)
 
@@ -66,22 +68,42 @@ class Uplink:
             Unreachable: no whole answer came.
             Problem: the parent refuses.
         """
-        response = self._post(path, body, wait, kind)
+        response = self.request("POST", path, body, {"content-type": kind}, wait=wait)
         problem = response.problem()
-        if problem is not None and problem.name == "clock" and self._set_clock(response):
-            response = self._post(path, body, wait, kind)
-            problem = response.problem()
-        self._heard(response, problem, proven=True)
         if problem is not None:
             raise problem
         return response
 
-    def _post(self, path: str, body: bytes, wait: float, kind: str) -> Response:
-        headers = prove(self._credential, self._hop_key, "POST", path, body, self.now_ms())
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        wait: float = 0,
+    ) -> Response:
+        """With our proof, and any method; whatever the status. An upload's `Carrier` uses it.
+
+        Raises:
+            Unreachable: no whole answer came.
+        """
+        response = self._request(method, path, body, headers, wait)
+        problem = response.problem()
+        if problem is not None and problem.name == "clock" and self._set_clock(response):
+            response = self._request(method, path, body, headers, wait)
+            problem = response.problem()
+        self._heard(response, problem, proven=True)
+        return response
+
+    def _request(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], wait: float
+    ) -> Response:
+        bare = path.partition("?")[0]
+        said = proven(bare, headers, body)
+        proof = prove(self._credential, self._hop_key, method, bare, said, self.now_ms())
         try:
-            return self.client.request(
-                "POST", path, body, {**headers, "content-type": kind}, wait=wait
-            )
+            return self.client.request(method, path, body, {**headers, **proof}, wait=wait)
         except Unreachable:
             self._heard(None)
             raise

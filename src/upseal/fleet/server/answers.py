@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
@@ -56,6 +57,12 @@ class Answers:
     def _drop(self, known: tuple[float, Result] | None) -> None:
         if known is not None:
             self._receipts -= len(known[1].receipts)
+
+    def forget(self, bodies: Iterable[bytes]) -> None:
+        """What was said of these is to be found out anew."""
+        with self._lock:
+            for body in bodies:
+                self._drop(self._results.pop(body, None))
 
     def settled(self, body: bytes) -> bool:
         """Whether its result is there."""

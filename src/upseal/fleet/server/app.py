@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
@@ -33,12 +33,18 @@ from upseal.fleet.server.opening import Sender
 from upseal.fleet.server.running import Server
 from upseal.fleet.server.settings import Settings
 from upseal.fleet.server.store import now_ms
-from upseal.fleet.settings import SettingsError
+
+if TYPE_CHECKING:
+    from upseal.fleet.server.page.routes import Page
 
 _RESULTS_MAX = 512 << 10
 _ENROLLING = 64
 _POLL = 0.1
 _T = TypeVar("_T")
+
+
+class AlreadyRunning(Exception):  # noqa: N818 - what is the case
+    """Another process serves this folder."""
 
 
 class App:
@@ -53,6 +59,7 @@ class App:
     def build(self) -> Starlette:
         """The application; it starts and stops the server."""
         server = self._server
+        page = self._page()
 
         @asynccontextmanager
         async def life(_: Starlette) -> AsyncIterator[None]:
@@ -60,6 +67,8 @@ class App:
                 await asyncio.to_thread(server.start)
                 yield
             finally:
+                if page is not None:
+                    await asyncio.to_thread(page.close)
                 await asyncio.to_thread(server.stop)
 
         return application(
@@ -75,12 +84,23 @@ class App:
                     methods=["POST"],
                 ),
                 Route("/v1/relay/answer", self._of_relay(server.relayed.answer), methods=["POST"]),
+                *(() if page is None else page.routes()),
+                *server.uploads.routes(),
             ],
             metrics=server.meters.metrics,
             ready=server.ready,
             lifespan=life,
             budget=server.settings.limits.queue_bytes,
+            gate=server.gate,
         )  # fmt: skip
+
+    def _page(self) -> Page | None:
+        server = self._server
+        if not server.settings.limits.page:
+            return None
+        from upseal.fleet.server.page.routes import Page
+
+        return Page(server.store, server.settings, server.manifest, server.meters.metrics)
 
     # -- bodies ----------------------------------------------------------------------
 
@@ -102,35 +122,36 @@ class App:
         headers, method, path = request.headers, request.method, request.url.path
         answers = self._server.answers
 
-        def look() -> tuple[list[bytes], list[Result]]:
-            self._server.authenticate(headers, method, path, hashlib.sha256(data).digest())
+        def look() -> tuple[Sender, list[bytes], list[Result]]:
+            digest = hashlib.sha256(data).digest()
+            sender = self._server.authenticate(headers, method, path, digest)
             try:
                 asked = results.decode_ids(data)
             except MalformedResults as error:
                 raise Problem("malformed", str(error)) from None
-            return asked, answers.get(asked)
+            return sender, asked, self._server.results(sender, asked)
 
         changes = answers.changes
-        asked, found = await self._in_pool(look)
+        sender, asked, found = await self._in_pool(look)
         seconds = prefer.wait(headers.get("prefer"))
         if seconds and all(result.state is State.PENDING for result in found):
             let_go(request)
-            news = asyncio.ensure_future(self._news(asked, changes))
+            news = asyncio.ensure_future(self._news(sender, asked, changes))
             try:
                 await patience(request, news, seconds)
             finally:
                 news.cancel()
-            found = await self._in_pool(lambda: answers.get(asked))
+            found = await self._in_pool(lambda: self._server.results(sender, asked))
         return responses.of_results(found, seconds)
 
-    async def _news(self, asked: list[bytes], changes: int) -> None:
+    async def _news(self, sender: Sender, asked: list[bytes], changes: int) -> None:
         """Until one of these is settled: there is little that waits at a server, so it is asked."""
         answers = self._server.answers
         while True:
             await asyncio.sleep(_POLL)
             if answers.changes != changes:
                 changes = answers.changes
-                if any(answers.settled(body) for body in asked):
+                if any(self._server.settled(sender, body) for body in asked):
                     return
 
     # -- what everybody may read ---------------------------------------------------------
@@ -149,11 +170,11 @@ class App:
 
     async def enrol(self, request: Request) -> Response:
         """Strangers may ask this, and it costs us: one at a time, and few in line."""
+        data = await read_body(request, enrol.REQUEST_MAX)  # who is slow at it has no place yet
         if self._enrolling >= _ENROLLING:
             raise Problem("busy", "many are enrolling", retry_after=2)
         self._enrolling += 1
         try:
-            data = await read_body(request, enrol.REQUEST_MAX)
             async with self._one_by_one:
                 answer = await self._in_pool(lambda: self._server.enrolment.enrol(data))
         finally:
@@ -219,7 +240,8 @@ def run(
     The real address stands in the folder's file ``address`` meanwhile.
 
     Raises:
-        SettingsError: the folder is not right, or another server runs from it.
+        AlreadyRunning: another server runs from this folder.
+        SettingsError: the folder is not right.
         StoreError: the database cannot be used.
         OSError: the address cannot be had.
     """
@@ -239,7 +261,12 @@ def run(
                 settings.host if host is None else host,
                 settings.port if port is None else port,
                 tls=settings.tls(),
-                limits=serving.Limits(connections=limits.connections, grace=limits.grace),
+                limits=serving.Limits(
+                    connections=limits.connections,
+                    address_share=settings.rates.address_share,
+                    exceptions=settings.rates.exceptions,
+                    grace=limits.grace,
+                ),
                 on_started=started,
                 stop=stop,
             )
@@ -255,8 +282,8 @@ def _alone(settings: Settings) -> Iterator[None]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError("another server runs from this folder") from None
+        except BlockingIOError:
+            raise AlreadyRunning(f"another process runs the server of {settings.folder}") from None
         yield
     finally:
         os.close(lock)

@@ -22,6 +22,7 @@ from upseal.fleet.credentials import (
 )
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
+from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.server.directory import Directory
@@ -63,6 +64,7 @@ class Enrolment:
         self._directory = directory
         self._manifest = manifest
         self._meters = meters
+        self._refusals = Seldom()
 
     def enrol(self, sealed: bytes) -> str:
         """The signed answer to a sealed request. The same request again gets the same credential.
@@ -74,8 +76,10 @@ class Enrolment:
             answer = self._enrol(sealed)
         except Problem as problem:
             self._meters.enrolments.labels(problem.name).inc()
-            event(_log, "enrolment refused", level=logging.WARNING, problem=problem.name,
-                  why=problem.detail)  # fmt: skip
+            left_out = self._refusals.tell()
+            if left_out is not None:
+                event(_log, "enrolment refused", level=logging.WARNING, problem=problem.name,
+                      why=problem.detail, left_out=left_out)  # fmt: skip
             raise
         self._meters.enrolments.labels("enrolled").inc()
         return answer
@@ -83,7 +87,9 @@ class Enrolment:
     def _enrol(self, sealed: bytes) -> str:
         now = now_ms()
         try:
-            request = open_enrol_request(sealed, self._opener, self._deployment)
+            request = open_enrol_request(
+                sealed, self._opener, self._deployment, lambda said: self._admissible(said, now)
+            )
         except UnknownRecipient as error:
             raise Problem("stale-key", "sealed to another enrolment key") from error
         except (OpenError, ValueError) as error:
@@ -103,6 +109,13 @@ class Enrolment:
         self._directory.forget(agent)
         event(_log, "enrolled", agent=agent.hex(), name=request.name, role=request.role)
         return enrolled_answer(request, self._receipt_key, now, credential)
+
+    def _admissible(self, said: EnrolRequest, now: int) -> None:
+        """Whoever has no token of ours costs no second public-key operation."""
+        with self._store.reading() as db:
+            found = tokens.look(db, said.secret, said.agent, said.role, now)
+        if found not in (Redeemed.OK, Redeemed.AGAIN):
+            raise Problem("token", _WHY[found])
 
     def _admit(self, db: Connection, request: EnrolRequest, now: int) -> str:
         """In one transaction: the token is used up by an enrolment, and by nothing else."""

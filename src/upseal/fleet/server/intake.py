@@ -20,6 +20,7 @@ from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.policy import Level, Reason
 from upseal.fleet.server.directory import Directory, Known
+from upseal.fleet.server.following import follow
 from upseal.fleet.server.meters import Meters
 from upseal.fleet.server.opening import Failed, Opened, Opening, Sender
 from upseal.fleet.server.store import deadletters, now_ms
@@ -240,6 +241,7 @@ class Intake:
         """The results, in the order of the bodies, with receipts for what is on the disk."""
         begun = time.perf_counter()
         units, beacons, letters = iter(outcome.units), iter(outcome.beacons), iter(outcome.letters)
+        ids = iter(outcome.ids)
         results = []
         for body in request.bodies:
             if body.letter is not None:
@@ -263,6 +265,8 @@ class Intake:
                     receipt = Receipt(self.deployment, digest, status)
                     receipts.append(signed_receipt(receipt, self._receipt_key))
                 results.append(Result.done(body.id, receipts))
+            if _log.isEnabledFor(logging.DEBUG):
+                follow(_log, body, results[-1], ids)
         now = time.perf_counter()
         self._meters.seconds.labels("finish").observe(now - begun)
         self._meters.seconds.labels("all").observe(now - request.begun)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upseal.core.keys import PrivateKey
-from upseal.core.opener import Opener
+from upseal.core.opener import Opener, Sessions
 from upseal.fleet.http.logs import event
 from upseal.fleet.server.store import keys
 from upseal.fleet.server.throttle import Throttle, Throttled
@@ -92,6 +92,11 @@ class Keyring:
     def key_ids(self) -> tuple[bytes, ...]:
         """Of the keys in use."""
         return tuple(self._own)
+
+    @property
+    def sessions(self) -> Sessions:
+        """How well the opener remembers sessions."""
+        return Sessions(0, 0, 0) if self._opener is None else self._opener.sessions
 
     def private(self, key_id: bytes) -> PrivateKey | None:
         """A key in use."""

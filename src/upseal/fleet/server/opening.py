@@ -77,14 +77,16 @@ class Opening:
         if kind == "bundle":  # inside a bundle there is none, and `Intake` has opened this one
             raise Failed(deadletters.MALFORMED, Problem("malformed"), keep=False)
         self._meters.bodies.labels(kind).inc()
+        self._meters.body_bytes.labels(kind).inc(len(raw))
         if kind == "clear":
             try:
                 return Opened(parse_rows(parse_clear(raw)), None, None)
             except ValueError:
                 raise Failed(deadletters.MALFORMED, Problem("malformed"), keep=False) from None
-        suite, key_id = self._key_of(raw)
+        suite, key_id = self.key_of(raw)
         with nullcontext() if account is None else self._throttle.on_account_of(*account):
             rows = self._rows(raw, key_id)
+        self._meters.opened.inc()
         try:
             return Opened(parse_rows(rows), suite, key_id)
         except MalformedUnits:
@@ -92,8 +94,12 @@ class Opening:
                 deadletters.MALFORMED, Problem("malformed"), keep=True, key_id=key_id
             ) from None
 
-    def _key_of(self, raw: bytes) -> tuple[int, bytes]:
-        """Which of our keys opens it."""
+    def key_of(self, raw: bytes) -> tuple[int, bytes]:
+        """Suite and id of the key of ours that opens what begins so.
+
+        Raises:
+            Failed: there is none.
+        """
         try:
             entries = headers.parse(raw).entries
         except OpenError:

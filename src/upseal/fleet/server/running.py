@@ -14,6 +14,7 @@ from upseal.fleet.files import read_private
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.metrics import Metrics
 from upseal.fleet.http.problems import Problem
+from upseal.fleet.http.rates import Gate
 from upseal.fleet.http.results import Result
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import Manifest
@@ -25,12 +26,15 @@ from upseal.fleet.server.keyring import Keyring
 from upseal.fleet.server.meters import Meters
 from upseal.fleet.server.opening import Opening, Sender
 from upseal.fleet.server.published import Published
+from upseal.fleet.server.recording import Recording
 from upseal.fleet.server.relayed import Relayed
 from upseal.fleet.server.replay import Replay
+from upseal.fleet.server.retention import Retention
 from upseal.fleet.server.settings import Settings
 from upseal.fleet.server.store import Store, get_meta, now_ms
 from upseal.fleet.server.throttle import Throttle
 from upseal.fleet.server.upkeep import Upkeep
+from upseal.fleet.server.uploads.room import Uploads
 from upseal.fleet.server.writer import Job, Outcome, Quota, Writer
 from upseal.fleet.settings import SettingsError
 
@@ -72,6 +76,11 @@ class Server:
                 self.manifest, self.meters, fips=settings.fips,
             )  # fmt: skip
             self._hops = HopCheck(self.manifest, limits.opener_sessions)
+            self.gate = Gate(settings.rates, self.meters.metrics, self._hops.remembered)
+            self.uploads = Uploads(
+                settings, self.store, self.directory, self.keyring, opening, throttle,
+                receipt_key, self.answers, self.meters, self.manifest, self.authenticate,
+            )  # fmt: skip
         except BaseException:
             self.store.close()
             raise
@@ -80,18 +89,30 @@ class Server:
             self.store,
             limits.group_units,
             Quota(limits.dead_letter_bytes, limits.dead_letter_bytes_per_hop),
+            deployment=settings.deployment,
+            announced=self.uploads.working.announced,
         )
         replay = Replay(self.store, self.intake, self.writer, self.answers, self.meters)
         self.upkeep = Upkeep(
-            self.store, self.published, self.keyring, self.intake, replay, self.meters
-        )
+            self.store, self.published, self.keyring, self.intake, replay, self.meters,
+            Retention(self.store, limits.keep_days),
+            Recording(self.store, settings.calendar.silent_hours), self.uploads,
+        )  # fmt: skip
         self.meters.watch("writer_jobs", "Requests that wait for the writer", self.writer.__len__)
-        self.meters.watch("unwraps", "Sessions opened for the first time", lambda: throttle.unwraps)
+        self.meters.metrics.counted(
+            "unwraps", "Sessions opened for the first time", lambda: throttle.unwraps
+        )
+        keyring = self.keyring  # its opener comes with the first key
+        self.meters.watch("sessions", "Sessions remembered", lambda: keyring.sessions.remembered)
+        self.meters.metrics.counted(
+            "session_hits", "Sessions that were remembered", lambda: keyring.sessions.known
+        )
         self.meters.watch("answers", "Results kept for who asks", self.answers.__len__)
 
     def start(self) -> None:
         """The manifest and the keys first: what comes in finds them."""
         self.upkeep.start()
+        self.uploads.start()
         event(
             _log, "server ready", deployment=self.settings.deployment.hex(),
             keys=len(self.keyring.key_ids), postgresql=self.store.postgresql,
@@ -100,6 +121,7 @@ class Server:
     def stop(self) -> None:
         """What is in hand is written first."""
         self.upkeep.stop()
+        self.uploads.close()
         self.writer.close()  # this first: what it has written is finished in the pool
         self.pool.shutdown()
 
@@ -122,6 +144,14 @@ class Server:
             return f"upkeep fails: {self.upkeep.trouble}"
         return None
 
+    def results(self, sender: Sender, bodies: list[bytes]) -> list[Result]:
+        """What is known of bodies, of units and of uploads, for the hop that asks."""
+        return self.uploads.results(sender.hop, self.answers.get(bodies))
+
+    def settled(self, sender: Sender, body: bytes) -> bool:
+        """Whether a body's result is there. Asks no database."""
+        return self.answers.settled(body) or self.uploads.settled(sender.hop, body)
+
     def receive(
         self, headers: Mapping[str, str], method: str, path: str, data: bytes
     ) -> Future[list[Result]]:
@@ -136,7 +166,7 @@ class Server:
         def take() -> None:
             try:
                 digest = hashlib.sha256(data).digest()
-                sender = self.authenticate(headers, method, path, digest)
+                sender = self.authenticate(headers, method, path, digest, len(data))
                 request = self.intake.open(data, sender)
                 written = self._submit(request.job)
             except BaseException as error:
@@ -163,17 +193,23 @@ class Server:
             raise Problem("stopping", retry_after=5) from None
 
     def authenticate(
-        self, headers: Mapping[str, str], method: str, path: str, body_digest: bytes
+        self,
+        headers: Mapping[str, str],
+        method: str,
+        path: str,
+        body_digest: bytes,
+        size: int = 0,
     ) -> Sender:
-        """Which hop a request came from.
+        """Which hop a request came from, with a body of so many bytes.
 
         Raises:
-            Problem: unauthenticated, clock or revoked.
+            Problem: unauthenticated, clock, revoked, or busy: it asks too much.
         """
         try:
             hop = self._hops.check(headers, method, path, body_digest, now_ms())
         except HopRefused as refused:
             raise Problem(refused.problem) from None
+        self.gate.passed(hop, path, size)
         return Sender(hop.hop_id, hop.role)
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from upseal.fleet.settings import SettingsError
+from upseal.fleet.http.rates import Rates
+from upseal.fleet.settings import LEVELS, SettingsError, one_of, section
 
 if TYPE_CHECKING:
     from upseal.fleet.http.serving import ServerTls
@@ -31,8 +32,24 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 FILE = "deployment.toml"
+_OR_NONE = frozenset({"keep_days", "keep_upload_days", "stored_upload_bytes", "upload_rate"})
+"""Numbers of ``[server]`` that may be 0."""
 DATABASE = "sqlite:///server.db"
 HOST, PORT = "127.0.0.1", 8450
+FIPS_KINDS = ("p256", "rsa2048", "rsa3072", "rsa4096")
+"""Encryption keys for FIPS. The hybrid has X25519 in it, which is not approved."""
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Of the table ``[admin]``, what the server's page counts by as well: days and hours."""
+
+    manifest_days: int = 90
+    warn_days: int = 21
+    silent_hours: int = 24
+    drain_hours: int = 24
+    proof_hours: int = 24
+    signing_wait_hours: int = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +73,40 @@ class Limits:
     relay_factor: float = 10.0
     results: int = 262_144
     """Answers, and receipts in them, kept for an hour for /v1/results."""
+    uploads_folder: str = ""
+    """Where uploads come in and lie; a relative path begins at the folder. "": ``uploads``."""
+    upload_bytes: int = 256 << 30
+    """Of bodies that are coming in or wait to be opened, by the sizes they declare."""
+    upload_size: int = 1 << 40
+    """Of one body."""
+    uploads_open_per_hop: int = 8
+    """Bodies that one agent may have begun and not ended."""
+    uploads_hop_share: float = 0.5
+    """Part of ``upload_bytes`` that one agent may have."""
+    uploads_relay_factor: int = 32
+    """A relay may have so many times more begun."""
+    uploads_unannounced_hours: float = 24.0
+    """How long a whole body waits for the report that announces it."""
+    uploads_min_free: int = 256 << 20
+    """Bytes that uploads leave free on their disks."""
+    upload_expires_hours: float = 24.0
+    """Without a byte; then what came of an upload goes."""
+    upload_rate: int = 0
+    """Bytes a second that are taken in all; 0: no bound."""
+    stored_upload_bytes: int = 0
+    """Of stored files; beyond it new ones wait. 0: no bound. See `uploads.bound`."""
     connections: int = 8192
     grace: int = 20
     """Seconds that running requests get when the server is asked to stop."""
+    keep_days: int = 0
+    """How long reports are kept after they came in; 0: for ever. See `store.retention`."""
+    keep_upload_days: int = 0
+    """How long stored files are kept after they came in; 0: for ever. See `uploads.deleting`."""
     log_level: str = "info"
+    page: bool = True
+    """The administrator's page, below ``/admin``."""
+    page_session_hours: int = 12
+    """From a login until it has to be done again."""
     tls_certificate: str = ""
     """PEM files; relative paths begin at the folder."""
     tls_key: str = ""
@@ -79,6 +126,8 @@ class Settings:
     port: int = PORT
     fips: bool = False
     limits: Limits = field(default_factory=Limits)
+    rates: Rates = field(default_factory=Rates)
+    calendar: Calendar = field(default_factory=Calendar)
 
     @property
     def keys(self) -> Path:
@@ -99,6 +148,11 @@ class Settings:
     def address(self) -> Path:
         """Where a running server writes its real address: ``HOST:PORT``."""
         return self.folder / "address"
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of uploads: what comes in, and what is stored."""
+        return self.folder / (self.limits.uploads_folder or "uploads")
 
     def tls(self) -> ServerTls | None:
         """What to serve by TLS with, if the settings say so."""
@@ -142,6 +196,8 @@ def read_settings(folder: str | Path) -> Settings:
         port,
         _value(path, found, "fips", False),
         _limits(path, found.get("server", {})),
+        section(found.get("rates", {}), Rates, "rates"),
+        _calendar(path, found.get("admin", {})),
     )
 
 
@@ -172,12 +228,23 @@ def _value(path: Path, found: dict[str, Any], name: str, default: _T) -> _T:
 def _limits(path: Path, found: Any) -> Limits:
     if not isinstance(found, dict):
         raise SettingsError(f"{path}: [server] must be a table")
-    known = {f.name: type(f.default) for f in fields(Limits)}
+    known: dict[str, type[Any]] = {f.name: type(f.default) for f in fields(Limits)}
     for name, value in found.items():
         if name not in known:
             raise SettingsError(f"{path}: [server] has no {name!r}")
         if type(value) is not known[name]:
             raise SettingsError(f"{path}: {name} must be of type {known[name].__name__}")
-        if isinstance(value, int | float) and value <= 0:
-            raise SettingsError(f"{path}: {name} must be above 0")
-    return Limits(**found)
+        if type(value) in (int, float) and (value < 0 or (value == 0 and name not in _OR_NONE)):
+            least = "at least 0" if name in _OR_NONE else "above 0"
+            raise SettingsError(f"{path}: {name} must be {least}")
+    limits = Limits(**found)
+    one_of(f"{path}: log_level", limits.log_level, LEVELS)
+    return limits
+
+
+def _calendar(path: Path, found: Any) -> Calendar:
+    """The rest of that table is the administrator's alone, who also checks it."""
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: [admin] must be a table")
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(Calendar)}
+    return Calendar(**{name: _value(path, found, name, usual) for name, usual in defaults.items()})

@@ -199,6 +199,15 @@ alarms = Table(
     Index("alarms_by_kind", "kind", "subject", "first"),
 )
 
+alarm_acknowledgements = Table(
+    "alarm_acknowledgements",  # somebody has looked at it; open again if it comes once more
+    metadata,
+    Column("alarm", _Big, primary_key=True, autoincrement=False),
+    _number("at"),
+    _number("times"),  # how often it had come by then
+    Column("actor", Text, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,
@@ -303,6 +312,33 @@ challenges = Table(
     _number("expires"),
     Column("answered", BigInteger),
     PrimaryKeyConstraint("holder", "generation", "key_id"),
+)
+
+# -- for the administrator's page -----------------------------------------------------
+
+coverage = Table(
+    "coverage",  # a row a minute; of what is older than two days one an hour
+    metadata,
+    Column("minute", Integer, primary_key=True, autoincrement=False),  # unix time / 60
+    _number("sealed"),  # clients
+    _number("clear"),
+    _number("withheld"),
+    _number("silent"),
+    _number("sealed_reports"),  # all that were ever stored, until then
+    _number("clear_reports"),
+)
+
+page_logins = Table(
+    "page_logins",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _bytes("salt"),
+    _bytes("hash"),  # scrypt, of the password
+    Column("cost", Integer, nullable=False),  # scrypt's N, r and p
+    Column("block", Integer, nullable=False),
+    Column("parallel", Integer, nullable=False),
+    _number("created"),
+    Column("last_login", BigInteger),
 )
 
 _APPEND_ONLY = "the audit log is append-only"

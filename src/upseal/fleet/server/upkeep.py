@@ -11,12 +11,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from upseal.fleet.http.logs import event
 from upseal.fleet.readiness import BadChallenge, answer_challenge
+from upseal.fleet.server import gauges
 from upseal.fleet.server.intake import Intake
 from upseal.fleet.server.keyring import Keyring
 from upseal.fleet.server.meters import Meters
 from upseal.fleet.server.published import Published
+from upseal.fleet.server.recording import Recording
 from upseal.fleet.server.replay import Replay
-from upseal.fleet.server.store import Store, challenges, clients, deadletters, keys, now_ms
+from upseal.fleet.server.retention import Retention
+from upseal.fleet.server.store import Store, challenges, keys, now_ms
+from upseal.fleet.server.uploads.room import Uploads
 
 EVERY = 1.0
 _GAUGES = 5.0
@@ -25,7 +29,7 @@ _log = logging.getLogger("upseal.server")
 
 
 class Upkeep:
-    """A thread: newest manifest, keys, challenges to our own keys, dead letters, gauges."""
+    """A thread: newest manifest, keys, challenges to our own, dead letters, gauges, old reports."""
 
     def __init__(
         self,
@@ -35,6 +39,9 @@ class Upkeep:
         intake: Intake,
         replay: Replay,
         meters: Meters,
+        retention: Retention,
+        recording: Recording,
+        uploads: Uploads,
     ) -> None:
         """Does nothing before `start`."""
         self._store = store
@@ -43,6 +50,9 @@ class Upkeep:
         self._intake = intake
         self._replay = replay
         self._meters = meters
+        self._retention = retention
+        self._recording = recording
+        self._uploads = uploads
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._due = {"gauges": 0.0, "prune": 0.0}
@@ -91,7 +101,8 @@ class Upkeep:
             self._meters.expires.set(manifest.expires / 1000)
             event(_log, "new manifest", serial=manifest.serial, state=manifest.state.value)
         oldest = manifest.oldest_generation if manifest is not None else 0
-        for key_id in self._keyring.refresh(known, oldest):
+        new = self._keyring.refresh(known, oldest)
+        for key_id in new:
             self._replay.key_is_back(key_id)
         self._meters.keys_missing.set(len(self._keyring.missing()))
         self._hopeless &= {challenge.challenge for challenge in asked}
@@ -99,7 +110,10 @@ class Upkeep:
             self._answer(challenge)
         while self._replay.round() and not self._stop.is_set():
             pass
+        self._uploads.round(keys_changed=changed or bool(new))
+        self._retention.round()
         self._now_and_then()
+        self._recording.round(self._published.manifest)
 
     def _answer(self, challenge: challenges.Challenge) -> None:
         """Proves that we hold one of our own keys."""
@@ -132,14 +146,4 @@ class Upkeep:
 
     def _gauges(self) -> None:
         with self._store.reading() as db:
-            count, size = deadletters.usage(db)
-            drains = keys.drain(db, now_ms())
-            actual = clients.count(db)
-        self._meters.letters.set(count)
-        self._meters.letter_bytes.set(size)
-        self._meters.drain.clear()
-        for drain in drains:
-            labels = (str(drain.key.generation), drain.key.state)
-            self._meters.drain.labels(*labels).set(drain.last_hour)
-        for what in ("sealed", "clear", "withheld", clients.NEVER):
-            self._meters.clients.labels(what).set(actual.get(what, 0))
+            gauges.note(db, self._meters, now_ms())

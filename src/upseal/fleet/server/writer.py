@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +16,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from upseal.fleet.http.logs import event
-from upseal.fleet.server.store import Store, activity, alarms, deadletters, now_ms, units
+from upseal.fleet.server.store import (
+    Store,
+    activity,
+    alarms,
+    deadletters,
+    now_ms,
+    units,
+    uploads,
+)
 from upseal.fleet.server.store.units import NewUnit
 from upseal.fleet.units import Status
 
@@ -71,6 +79,8 @@ class Outcome(NamedTuple):
     beacons: list[Status]
     letters: list[bool]
     """False: beyond the quota, not kept."""
+    ids: Sequence[int] = ()
+    """For each unit the id of its first report; 0 if it was not stored now."""
 
 
 class Quota(NamedTuple):
@@ -87,9 +97,19 @@ class Writer:
     no other.
     """
 
-    def __init__(self, store: Store, group_units: int, quota: Quota) -> None:
-        """Starts it."""
+    def __init__(
+        self,
+        store: Store,
+        group_units: int,
+        quota: Quota,
+        *,
+        deployment: bytes = bytes(16),
+        announced: Callable[[Sequence[bytes]], object] = lambda _: None,
+    ) -> None:
+        """Starts it; ``announced`` is told of uploads that were announced, once that is on disk."""
         self._store = store
+        self._deployment = deployment
+        self._announced = announced
         self._group_units = group_units
         self._quota = quota
         self._jobs: deque[tuple[Job, Future[Outcome]]] = deque()
@@ -164,7 +184,7 @@ class Writer:
     def _write(self, group: list[tuple[Job, Future[Outcome]]]) -> None:
         try:
             with self._store.writing() as db:
-                outcomes = self._transaction(db, [job for job, _ in group])
+                outcomes, announced = self._transaction(db, [job for job, _ in group])
         except Exception as error:
             if len(group) > 1:
                 for one in group:
@@ -178,15 +198,24 @@ class Writer:
             )  # fmt: skip
             return
         self.groups += 1
+        if announced:
+            self._announced(announced)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             future.set_result(outcome)
 
-    def _transaction(self, db: Connection, jobs: Sequence[Job]) -> list[Outcome]:
-        """All units of all jobs at once; what is rare, one by one."""
+    def _transaction(
+        self, db: Connection, jobs: Sequence[Job]
+    ) -> tuple[list[Outcome], list[bytes]]:
+        """All units of all jobs at once; what is rare, one by one.
+
+        With the outcomes comes which uploads were announced.
+        """
         new = [unit for job in jobs for unit in job.units]
-        statuses = units.add(db, new)
+        ids: list[int] = []
+        statuses = units.add(db, new, ids)
         now = now_ms()
         activity.note_units(db, new, statuses, now)
+        announced = uploads.note(db, self._deployment, uploads.announced_in(new, statuses))
         sounded: dict[tuple[str, bytes], tuple[int, Mapping[str, Any]]] = {}
         for unit, status in zip(new, statuses, strict=True):
             if status is Status.CONTRADICTION:
@@ -200,11 +229,12 @@ class Writer:
                 deadletters.settle(db, settled.id, done=settled.done, reason=settled.reason)
             for alarm, (times, details) in job.alarms.items():
                 _count(sounded, alarm, times, details)
-            outcomes.append(Outcome(statuses[at : at + len(job.units)], news, kept))
-            at += len(job.units)
+            end = at + len(job.units)
+            outcomes.append(Outcome(statuses[at:end], news, kept, ids[at:end]))
+            at = end
         for (kind, subject), (times, details) in sounded.items():
             alarms.sound(db, kind, subject, details, now, times)
-        return outcomes
+        return outcomes, announced
 
     def _keep(
         self,

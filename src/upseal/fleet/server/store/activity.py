@@ -224,6 +224,11 @@ def _note_runs(db: Connection, runs: dict[tuple[bytes, bytes], list[int]], *, be
     )  # fmt: skip
 
 
+def note_upload(db: Connection, key_id: bytes, received: int) -> None:
+    """A file that came in under a key: for its drain as good as a report."""
+    _note_key_use(db, {(key_id, received // 60_000): [0, 1, received]})
+
+
 def _note_key_use(db: Connection, used: dict[tuple[bytes, int], list[int]]) -> None:
     """(Key id, minute): units, reports, and when: what the drain is read from."""
     rows = [

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
-from upseal.fleet.server.tables import alarms
+from upseal.fleet.server.tables import alarm_acknowledgements, alarms
 
 KINDS = (
     "contradiction",  # the same triple with other records
@@ -24,6 +24,9 @@ KINDS = (
     "arrived-clear",  # stated as sealed, but it came in a clear body
     "cannot-open",  # sealed to a key of ours, and would not open
     "dead-letters-full",
+    "page-logins-refused",  # somebody guesses at passwords
+    "upload-does-not-match",  # bytes of an upload that are not those its agent has announced
+    "uploads-full",  # stored files have reached ``stored_upload_bytes``
 )
 WINDOW = 3_600_000
 
@@ -39,6 +42,9 @@ class Alarm:
     last: int
     times: int
     details: dict[str, Any]
+    acknowledged: int | None = None
+    """When somebody said that he has looked at it, and it has not come again since."""
+    acknowledged_by: str | None = None
 
 
 def sound(
@@ -64,16 +70,35 @@ def sound(
     return True
 
 
-def listing(db: Connection, since: int | None = None, limit: int | None = None) -> Iterator[Alarm]:
-    """The newest first."""
-    query = select(alarms).order_by(alarms.c.last.desc(), alarms.c.id.desc()).limit(limit)
+def listing(
+    db: Connection, since: int | None = None, limit: int | None = None, *, only_open: bool = False
+) -> Iterator[Alarm]:
+    """The newest first; ``only_open`` leaves out what is acknowledged."""
+    done = alarm_acknowledgements
+    query = (
+        select(alarms, done.c.at, done.c.actor)
+        # One that has come again since is as good as new.
+        .join(done, (done.c.alarm == alarms.c.id) & (done.c.times >= alarms.c.times), isouter=True)
+        .order_by(alarms.c.last.desc(), alarms.c.id.desc())
+        .limit(limit)
+    )
     if since is not None:
         query = query.where(alarms.c.last >= since)
+    if only_open:
+        query = query.where(done.c.alarm.is_(None))
     for row in db.execute(query):
         yield Alarm(
             row.id, row.kind, bytes(row.subject), row.first, row.last, row.times,
-            json.loads(row.details),
+            json.loads(row.details), row.at, row.actor,
         )  # fmt: skip
+
+
+def acknowledge(db: Connection, chosen: Sequence[Alarm], actor: str, now_ms: int) -> None:
+    """Notes that somebody has looked at these, as often as they are known to have come."""
+    done = alarm_acknowledgements
+    for alarm in chosen:
+        db.execute(delete(done).where(done.c.alarm == alarm.id))
+        db.execute(insert(done).values(alarm=alarm.id, at=now_ms, times=alarm.times, actor=actor))
 
 
 def count(db: Connection, since: int = 0) -> int:

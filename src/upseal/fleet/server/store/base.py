@@ -13,10 +13,12 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, insert, select
 
-from upseal.fleet.server import tables
+from upseal.fleet.server import tables, upload_tables
 from upseal.fleet.server.store.turns import Turns
 
 _WRITES = "upseal_writes"
+_MAKING_TABLES = 0x7570_7365_616C
+_ALL_TABLES = frozenset(tables.metadata.tables) | {upload_tables.uploads.name}
 _BUSY_SECONDS = 30
 
 
@@ -107,10 +109,13 @@ class Store:
                 if not sqlalchemy.inspect(db).has_table("meta"):
                     raise StoreError("this database is not one of upseal's")
                 version = get_meta(db, "schema")
+                missing = _ALL_TABLES - set(sqlalchemy.inspect(db).get_table_names())
             if version != str(tables.SCHEMA):
                 raise StoreError(
                     f"the database is of version {version}, this upseal knows {tables.SCHEMA}"
                 )
+            if missing:
+                store._add_tables()
         except sqlalchemy.exc.SQLAlchemyError as error:
             store.close()
             raise StoreError(f"cannot use the database: {_reason(error)}") from error
@@ -118,6 +123,13 @@ class Store:
             store.close()
             raise
         return store
+
+    def _add_tables(self) -> None:
+        """Those that came with a newer upseal, and change nothing of what is there."""
+        with self.writing() as db:
+            if self.postgresql:  # it knows no CREATE TABLE that two may do at once
+                db.execute(select(sqlalchemy.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+            tables.metadata.create_all(db)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

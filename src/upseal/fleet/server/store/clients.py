@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import Connection, Double, Select, case, cast, func, insert, select, update
 
 from upseal.fleet.server.tables import agents, beacons, client_counts, clients, hops, streams
 
+_ASKED = 500
 NEVER = "never seen"
 """`Client.actual` before anything came in."""
 
@@ -128,18 +130,7 @@ def mark_revoked(db: Connection, agent: bytes, now_ms: int) -> None:
 
 def listing(db: Connection, agent: bytes | None = None) -> Iterator[Client]:
     """All clients by name, or one; those that were never heard of as well."""
-    missing = (
-        select(
-            streams.c.agent,
-            # A sequence may begin at 0 or 1; that units before the first one seen are missing
-            # too is known only from there.
-            func.sum(
-                streams.c.highest - case((streams.c.lowest > 0, 1), else_=0) + 1 - streams.c.stored
-            ).label("missing"),
-        )
-        .where(streams.c.beacon.is_(False))
-        .group_by(streams.c.agent)
-    )
+    missing = _missing()
     counts = select(client_counts.c.agent, client_counts.c.reason, client_counts.c.reports)
     if agent is not None:
         missing = missing.where(streams.c.agent == agent)
@@ -181,6 +172,40 @@ def listing(db: Connection, agent: bytes | None = None) -> Iterator[Client]:
             missing=int(row[gaps.c.missing] or 0),
             by_reason=by_reason.get(name, {}),
         )
+
+
+# A sequence may begin at 0 or 1; that units before the first one seen are missing too is known
+# only from there. Agents choose sequences, and may count to the end: first less, then more, and
+# the sum is none of whole numbers, which has an end.
+_MISSING = func.sum(
+    cast(streams.c.highest - streams.c.stored + case((streams.c.lowest > 0, 0), else_=1), Double)
+)
+
+
+def _missing() -> Select[Any]:
+    """Agents, and how many of their units are missing."""
+    return (
+        select(streams.c.agent, _MISSING.label("missing"))
+        .where(streams.c.beacon.is_(False))
+        .group_by(streams.c.agent)
+    )
+
+
+def with_gaps() -> Select[Any]:
+    """The agents of which units are missing, for another query."""
+    return select(_missing().having(_MISSING > 0).subquery().c.agent)
+
+
+def missing(db: Connection, among: Collection[bytes]) -> dict[bytes, int]:
+    """How many units are missing of these agents, where any are.
+
+    That is: their sequences say that they were made, and they have never arrived. For moments this
+    is the case of what is on its way.
+    """
+    query = _missing().having(_MISSING > 0)
+    if len(among) <= _ASKED:
+        query = query.where(streams.c.agent.in_(among))
+    return {bytes(row.agent): int(row.missing) for row in db.execute(query)}
 
 
 def count(db: Connection) -> dict[str, int]:

@@ -90,6 +90,18 @@ def listing(db: Connection, *, wanted: bool | None = None) -> list[DeadLetter]:
     return [_letter(row) for row in db.execute(query)]
 
 
+def newest(db: Connection, limit: int) -> list[DeadLetter]:
+    """The last that came in, newest first."""
+    order = (dead_letters.c.received.desc(), dead_letters.c.id)
+    return [_letter(row) for row in db.execute(select(*_FACTS).order_by(*order).limit(limit))]
+
+
+def by_reason(db: Connection) -> dict[str, int]:
+    """How many for each reason."""
+    query = select(dead_letters.c.reason, func.count()).group_by(dead_letters.c.reason)
+    return {reason: int(count) for reason, count in db.execute(query)}
+
+
 def usage(db: Connection) -> tuple[int, int]:
     """How many, and their bytes."""
     size = func.coalesce(func.sum(dead_letters.c.size), 0)

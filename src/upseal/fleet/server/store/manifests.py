@@ -31,6 +31,13 @@ def newest_serial(db: Connection) -> int | None:
     return db.execute(select(func.max(manifests.c.serial))).scalar()
 
 
+def last_change(db: Connection) -> tuple[int, int] | None:
+    """Serial and time of the newest one that changed the signing keys, without its words."""
+    query = select(manifests.c.serial, manifests.c.issued).where(manifests.c.changed_signing_keys)
+    row = db.execute(query.order_by(manifests.c.serial.desc()).limit(1)).first()
+    return None if row is None else (row.serial, row.issued)
+
+
 def add(db: Connection, serial: int, jws: str, *, changed_signing_keys: bool, issued: int) -> None:
     """Adds the next one; the database refuses a serial that is there (IntegrityError).
 

@@ -53,10 +53,9 @@ def add(
     )
 
 
-def redeem(db: Connection, secret: bytes, agent: bytes, role: str, now_ms: int) -> Redeemed:
-    """Uses a token up for the identity ``agent``; twice by the same one does no harm."""
-    digest = _digest(secret)
-    row = db.execute(select(tokens).where(tokens.c.secret == digest)).first()
+def look(db: Connection, secret: bytes, agent: bytes, role: str, now_ms: int) -> Redeemed:
+    """What `redeem` would say; it changes nothing."""
+    row = db.execute(select(tokens).where(tokens.c.secret == _digest(secret))).first()
     if row is None:
         return Redeemed.UNKNOWN
     if row.used is not None:  # also after it expired: the answer may have been lost on the way
@@ -65,9 +64,17 @@ def redeem(db: Connection, secret: bytes, agent: bytes, role: str, now_ms: int) 
         return Redeemed.EXPIRED
     if row.role not in (None, role):
         return Redeemed.ROLE
+    return Redeemed.OK
+
+
+def redeem(db: Connection, secret: bytes, agent: bytes, role: str, now_ms: int) -> Redeemed:
+    """Uses a token up for the identity ``agent``; twice by the same one does no harm."""
+    found = look(db, secret, agent, role, now_ms)
+    if found is not Redeemed.OK:
+        return found
     taken = db.execute(
         update(tokens)
-        .where(tokens.c.secret == digest, tokens.c.used.is_(None))
+        .where(tokens.c.secret == _digest(secret), tokens.c.used.is_(None))
         .values(used=now_ms, agent=agent)
     ).rowcount
     return Redeemed.OK if taken else Redeemed.USED

@@ -58,11 +58,12 @@ class Report:
     body: bytes
 
 
-def add(db: Connection, new: Sequence[NewUnit]) -> list[Status]:
+def add(db: Connection, new: Sequence[NewUnit], ids: list[int] | None = None) -> list[Status]:
     """Stores what is not there yet; for each unit STORED, DUPLICATE or CONTRADICTION.
 
     The same triple with the same digest and count is a duplicate, with others a contradiction,
-    and the first one stays: also among the units of one call.
+    and the first one stays: also among the units of one call. ``ids`` gets the id of each unit's
+    first report, 0 for what is not stored now.
     """
     if not new:
         return []
@@ -82,6 +83,9 @@ def add(db: Connection, new: Sequence[NewUnit]) -> list[Status]:
         for i, row in enumerate(rows):
             if row[0] not in kept:
                 results[i] = _compare(db, row)
+    if ids is not None:
+        stored = zip(rows, results, strict=True)
+        ids.extend(row[0] if status is Status.STORED else 0 for row, status in stored)
     _PUT_REPORTS.run_tuples(
         db,
         [

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from upseal.fleet.admin.people import Client
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.policy import Level, Reason
+from upseal.fleet.server.overview.people import Client
 
 _UNKNOWN = "the level in its own settings is not known here"
 

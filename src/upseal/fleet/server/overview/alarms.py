@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alarms, each with the name of whom it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection
+
+from upseal.fleet.server.store import clients
+from upseal.fleet.server.store.alarms import Alarm
+
+
+def facts(db: Connection, found: Iterable[Alarm]) -> list[dict[str, Any]]:
+    """For machines; ``client`` is None where the subject is nobody who is enrolled."""
+    names: dict[bytes, str | None] = {b"": None}
+    listed = []
+    for alarm in found:
+        if alarm.subject not in names:
+            known = clients.find(db, alarm.subject) or clients.by_hop(db, alarm.subject)
+            names[alarm.subject] = known.name if known is not None else None
+        listed.append(
+            {
+                "id": alarm.id,
+                "kind": alarm.kind,
+                "subject": alarm.subject.hex() or None,
+                "client": names[alarm.subject],
+                "first": alarm.first,
+                "last": alarm.last,
+                "times": alarm.times,
+                "details": alarm.details,
+                "acknowledged": alarm.acknowledged,
+                "acknowledged_by": alarm.acknowledged_by,
+            }
+        )
+    return listed

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads under attack, or in bad luck, where several rooms meet: what a review has found."""
+
+from dataclasses import replace
+
+import fleet_agent_uploads_support as below
+import fleet_support
+import pytest
+from fleet_server_support import Site
+from fleet_server_uploads_support import Upload, announce, content, finished, put, rows
+
+from upseal import PrivateKey
+from upseal.fleet.agent.uploads.ledger import Ledger
+from upseal.fleet.agent.uploads.making import Maker
+from upseal.fleet.agent.uploads.rows import UploadState
+from upseal.fleet.http.results import State
+from upseal.fleet.server.uploads import working
+from upseal.fleet.units import Status
+
+SIZE = 3 * below.PIECE + 17
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    made = Site(tmp_path_factory.mktemp("live") / "deployment")
+    made.enable()
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What fits nothing is judged at once."""
+    monkeypatch.setattr(working, "GRACE", 0.0)
+
+
+def enrol_relay(site):
+    return site.enrol("relay-1", role="relay", decrypts=False, accepts_sealed=True)
+
+
+# -- the server: somebody else announces what he cannot have made ------------------------------
+
+
+@pytest.mark.parametrize("data", [b"the agent's", b"USL\x01 looks sealed, and is not"])
+def test_a_clear_file_that_somebody_else_announces_as_sealed(live, impatient, data):
+    """Who overhears an upload's id and digest must not be able to keep its receipt from it."""
+    agent, squatter, relay = live.enrol("web-1"), live.enrol("squatter"), enrol_relay(live)
+    file = Upload.make(live, data, "clear")
+    lie = replace(file, announcement=replace(file.announcement, form="sealed"))
+    assert lie.id == file.id
+    announce(squatter, lie)
+    announce(agent, file)
+    put(relay, file.ticket, file.body)
+    result = finished(relay, file.id)
+    assert result.state is State.DONE
+    assert agent.statuses(result)[file.digest(agent)] is Status.STORED
+    assert [content(live, row) for row in rows(live, agent.agent)] == [data]
+    assert rows(live, squatter.agent) == []
+
+
+def test_a_clear_file_that_looks_sealed_and_whose_upload_somebody_else_announces(live, impatient):
+    agent, squatter, relay = live.enrol("web-1"), live.enrol("squatter"), enrol_relay(live)
+    file = Upload.make(live, b"USL\x01 looks sealed, and is not", "clear")
+    lie = Upload.make(live, b"other bytes", "clear", upload=file.announcement.upload)
+    announce(squatter, lie)
+    announce(agent, file)
+    put(relay, file.ticket, file.body)
+    result = finished(relay, file.id)
+    assert result.state is State.DONE
+    assert agent.statuses(result) == {file.digest(agent): Status.STORED}
+
+
+def test_a_sealed_file_that_somebody_else_announces_as_clear(live, impatient):
+    """Its agent still hears that its key is no longer known, and can seal it anew."""
+    agent, squatter, relay = live.enrol("web-1"), live.enrol("squatter"), enrol_relay(live)
+    file = Upload.make(live, b"the agent's", recipients=[PrivateKey.generate().public_key])
+    lie = Upload.make(live, file.body, "clear", upload=file.announcement.upload)
+    assert lie.id == file.id
+    announce(squatter, lie)
+    announce(agent, file)
+    put(relay, file.ticket, file.body)
+    assert finished(relay, file.id).problem.name == "stale-key"
+    again = file.again(live)
+    announce(agent, again)
+    put(relay, again.ticket, again.body)
+    assert agent.statuses(finished(relay, again.id))[again.digest(agent)] is Status.STORED
+
+
+# -- the agent: a second sender, or somebody who cancels, in the wrong moment ------------------
+
+
+@pytest.fixture
+def site():
+    made = fleet_support.Site()
+    made.enable()
+    return made
+
+
+@pytest.fixture
+def parent(site, tmp_path):
+    with below.upload_parent(site, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def agent(parent, site, tmp_path, monkeypatch):
+    below.quickly(monkeypatch)
+    room = {"uploads": {"min_free": 0, "piece": below.PIECE}}
+    with below.agent_of(site, tmp_path, parent.url, started=False, **room) as found:
+        yield found
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(below.pattern(SIZE))
+    return path
+
+
+def once(monkeypatch, where, name, act):
+    """Does something else the first time, just before."""
+    real, done = getattr(where, name), []
+
+    def meanwhile(self, *args):
+        if not done:
+            done.append(1)
+            act(self, *args)
+        return real(self, *args)
+
+    monkeypatch.setattr(where, name, meanwhile)
+
+
+def by_another(agent):
+    """Seals a file anew, as a thread does that was left behind when the agent was stopped."""
+
+    def act(_, row, *__):
+        believed = agent._parent.believed()
+        assert agent.uploads.maker._anew(row, believed.certificate, believed.serial, lambda: None)
+
+    return act
+
+
+def retire(site):
+    site.rotate()
+    site.sign()
+    del site.private[0]
+
+
+def test_cancelled_just_before_its_file_is_opened(agent, file, monkeypatch):
+    upload = agent.upload(file)
+    once(monkeypatch, Maker, "_file", lambda *_: agent.uploads.cancel(upload))
+    agent.start()
+    counters = below.ended(agent)
+    assert (counters.cancelled, counters.failed) == (1, 0)
+    assert not [alarm for alarm in agent.alarms.all() if "lost" in alarm["what"]]
+
+
+def test_sealed_anew_by_another_before_its_file_is_opened(agent, parent, site, file, monkeypatch):
+    """What is not there then is no file that the disk has lost."""
+    upload = agent.upload(file)
+    retire(site)
+    act, real, done = by_another(agent), Maker._file, []
+
+    def opened(self, row):
+        if not done and agent._parent.believed().serial > row.serial:
+            done.append(1)
+            act(self, row)
+        return real(self, row)
+
+    monkeypatch.setattr(Maker, "_file", opened)
+    agent.start()
+    counters = below.ended(agent)
+    assert done
+    assert (counters.stored, counters.failed) == (1, 0)
+    assert agent.uploads.state(upload) is UploadState.STORED
+    assert parent.files == {b"file": below.pattern(SIZE)}
+
+
+def test_sealed_anew_by_another_at_the_same_time(agent, parent, site, file, monkeypatch):
+    """Who comes second throws its own away, and goes on with the other's."""
+    upload = agent.upload(file)
+    retire(site)
+    once(monkeypatch, Ledger, "remake", by_another(agent))
+    agent.start()
+    counters = below.ended(agent)
+    assert (counters.stored, counters.failed) == (1, 0)
+    assert agent.uploads.state(upload) is UploadState.STORED
+    assert parent.files == {b"file": below.pattern(SIZE)}
