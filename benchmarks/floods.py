@@ -44,11 +44,14 @@ STRANGERS = {
     "garbage": lambda given: floods.garbage_credentials(given.credential),
     "oversized": lambda _: floods.oversized(),
     "enrolments": lambda given: floods.enrolments(given.enrolment),
+    "strangers' uploads": lambda given: floods.strangers_uploads(given.credential),
 }
 ENROLLED = {
     "units": floods.small_units,
     "sessions": floods.new_sessions,
     "dead letters": floods.undecryptable,
+    "empty pieces": floods.empty_pieces(),
+    "sizes": floods.sizes,
     "creations": floods.creations,
 }
 KINDS = (*STRANGERS, *ENROLLED)

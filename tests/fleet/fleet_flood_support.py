@@ -6,7 +6,9 @@ answered. Linux lets a client be any address of 127.0.0.0/8.
 """
 
 import base64
+import itertools
 import os
+import random
 import socket
 import threading
 import time
@@ -19,7 +21,7 @@ from upseal.fleet.hops import issue_credential
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.policy import Level, Reason
 from upseal.fleet.units import clear_body, fleet_context, make_unit, unit_rows
-from upseal.fleet.uploads.words import proven
+from upseal.fleet.uploads.words import path_of, proven, upload_body_id
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"
 """Of honest agents, and of who floods."""
@@ -347,15 +349,72 @@ def undecryptable(agent):
     return agent.request("/v1/units", bytes(body))
 
 
+def _text(data):
+    return base64.b64encode(data).decode()
+
+
+def _creation(length, upload=None, digest=None):
+    """Headers of an upload, of random bytes unless said."""
+    upload, digest = upload or os.urandom(16), digest or os.urandom(32)
+    return {
+        "Tus-Resumable": "1.0.0", "Upload-Length": str(length),
+        "Upload-Metadata": f"upload {_text(upload)},sha256 {_text(digest)},form {_text(b'sealed')}",
+    }  # fmt: skip
+
+
 def creations(agent):
     """Announces one upload after the other, each of many bytes, and sends none."""
+    return agent.request("/v1/uploads", b"", **_creation(1 << 24))
 
-    def text(data):
-        return base64.b64encode(data).decode()
 
-    said = {
-        "Tus-Resumable": "1.0.0", "Upload-Length": str(1 << 24),
-        "Upload-Metadata": f"upload {text(os.urandom(16))},sha256 {text(os.urandom(32))},"
-        f"form {text(b'sealed')}",
-    }  # fmt: skip
-    return agent.request("/v1/uploads", b"", **said)
+def sizes(agent):
+    """Uploads that are empty, or without end, or of lengths that are no numbers."""
+    length = random.choice(["0", "1", str(1 << 62), str(1 << 70), "-1", "1e9", "x" * 2000])
+    return agent.request("/v1/uploads", b"", **_creation(length))
+
+
+def empty_pieces():
+    """One upload, and then pieces without a byte, on and on. To be given to `sends`."""
+    upload, digest = b"one for all time", bytes(32)
+    path, said = path_of(upload_body_id(upload, digest)), _creation(1 << 24, upload, digest)
+    piece = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0",
+             "Content-Type": "application/offset+octet-stream"}  # fmt: skip
+    turn = itertools.count()
+
+    def make(agent):
+        if next(turn) % 100 < 2:  # there may be two hops
+            return agent.request("/v1/uploads", b"", **said)
+        return agent.request(path, b"", method="PATCH", **piece)
+
+    return make
+
+
+def strangers_uploads(real):
+    """Creations, pieces and ends without a proof, or with one that is none."""
+    stranger = SigningKey.generate()
+    own = issue_credential(bytes(16), stranger.public, "agent", stranger, now_ms())
+    tus = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+    path, piece = path_of(os.urandom(32)), {**tus, "Upload-Offset": "0"}
+    asked = []
+    for method, where, headers, body in (
+        ("POST", "/v1/uploads", _creation(1 << 40), b""), ("PATCH", path, piece, bytes(1000)),
+        ("DELETE", path, tus, b""),
+    ):  # fmt: skip
+        covered = proven(where, headers, body)
+        for card in (None, own, real):
+            proof = card and prove(card, stranger, method, where, covered, now_ms())
+            asked.append(request(where, {**headers, **(proof or {})}, body, method=method))
+    said = {**piece, "authorization": "Upseal a.b.c", "upseal-proof": "a.b.c"}
+    endless = request(path, said, length=10**15, method="PATCH")
+
+    def work(flood):
+        for each in ([endless], asked):
+            one = Connection(flood.address)
+            try:
+                for data in each:
+                    one.send(data)
+                    flood.note(one.answer())
+            finally:
+                one.close()
+
+    return work

@@ -53,10 +53,11 @@ def test_an_older_manifest_is_asked_about_again(older_and_newest, tmp_path):
     assert manifest.serial == site.manifest.serial
 
 
-def test_a_parent_that_stays_behind_is_refused(older_and_newest, tmp_path):
+def test_a_parent_that_stays_behind_is_refused(older_and_newest, tmp_path, monkeypatch):
+    monkeypatch.setattr("upseal.fleet.agent.enrolment._PATIENCE", 0.0)
     site, older, _ = older_and_newest
     with serving([older]) as client, pytest.raises(EnrolmentRefused, match="older"):
-        first_manifest(client, site.token(site.manifest.serial), tmp_path, patience=0)
+        first_manifest(client, site.token(site.manifest.serial), tmp_path)
 
 
 def test_a_spool_key_that_is_there_stays(tmp_path):

@@ -248,8 +248,11 @@ def test_an_agent_that_sends_as_fast_as_it_can(world):
 def test_an_agent_that_makes_up_sessions(world):
     """The server says `busy`; a relay passes on closed what is too much for it."""
     before = metrics(world, "server")["upseal_server_throttled_total"]
-    watch = Watch(world, floods.sends(world.rogue, floods.new_sessions), threads=2, least=60)
-    assert watch.after["server"]["upseal_server_throttled_total"] > before
+    watch = Watch(
+        world, floods.sends(world.rogue, floods.new_sessions), threads=2, least=60,
+        # How many it takes is a matter of how fast the machine is.
+        until=lambda _: metrics(world, "server")["upseal_server_throttled_total"] > before,
+    )  # fmt: skip
     assert watch.answers["server"][429] > 0
 
 
@@ -266,6 +269,53 @@ def test_an_agent_whose_bodies_do_not_open(world):
     assert kept <= 1 << 20
 
 
+def through(world, enough):
+    """That a file of the honest agent is stored meanwhile, and the flood has met its bound."""
+    given = []
+
+    def until(flood):
+        if not given:
+            path = world.folder.parent / "honest-file"
+            path.write_bytes(world.marked * 20_000)
+            given.append(world.honest.agent.upload(path))
+        return not world.honest.agent.uploads.counters().waiting and enough(flood)
+
+    return until
+
+
+def test_uploads_of_strangers(world):
+    """Without a proof nothing is begun, and no piece is read."""
+    watch = Watch(
+        world, floods.strangers_uploads(world.rogue.credential),
+        until=through(world, lambda f: f.answers[429] > 9),
+    )  # fmt: skip
+    assert watch.was_limited("address-failures")
+    for name, answers in watch.answers.items():
+        assert set(answers) <= {401, 413, 429, "closed", 0}
+        assert watch.after[name][f"upseal_{name}_uploads_open"] == 0
+
+
+def test_an_agent_that_sends_pieces_without_a_byte(world):
+    watch = Watch(
+        world, floods.sends(world.rogue, floods.empty_pieces()), threads=2,
+        until=through(world, lambda f: f.answers[429] > 5 and f.answers[204] > 20),
+    )  # fmt: skip
+    assert watch.was_limited("hop-requests")
+    for name, answers in watch.answers.items():
+        assert set(answers) <= {201, 204, 404, 429, "closed"}
+        assert watch.after[name][f"upseal_{name}_uploads_open"] == 1
+
+
+def test_an_agent_that_declares_any_size(world):
+    watch = Watch(
+        world, floods.sends(world.rogue, floods.sizes), threads=2,
+        until=through(world, lambda f: f.answers[429] > 5 and f.answers[413] > 0),
+    )  # fmt: skip
+    for name in watch.names:
+        assert set(watch.answers[name]) <= {201, 400, 413, 429, "closed"}
+        assert watch.after[name][f"upseal_{name}_uploads_open"] <= 3
+
+
 def test_an_agent_that_announces_uploads_without_end(world):
     def refused(flood):
         return sum(n for status, n in flood.answers.items() if status in (429, 503)) > 5
@@ -276,6 +326,8 @@ def test_an_agent_that_announces_uploads_without_end(world):
 
 
 def test_nothing_of_the_honest_agent_was_lost(world):
+    uploads = world.honest.agent.uploads.counters()
+    assert uploads.made == uploads.stored
     world.check(wire=False)
     for node in world.nodes.values():
         assert node.running

@@ -185,7 +185,8 @@ def test_enrolling(site, parent, tmp_path, capsys, monkeypatch):
     assert "enrolled already" in capsys.readouterr().err
 
 
-def test_enrolling_trusts_the_token_alone(site, parent, tmp_path, capsys):
+def test_enrolling_trusts_the_token_alone(site, parent, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("upseal.fleet.agent.enrolment._PATIENCE", 0.0)
     site.sign()
     args = ["relay", "enrol", "--parent", parent.url, "-d", str(tmp_path / "new"), "--token"]
     assert main([*args, Site().token().encode()]) == 1, "another deployment's"

@@ -194,6 +194,29 @@ class TestBadLines:
             carry(line)
         assert caught.value.status == 413
 
+    def test_a_line_so_slow_that_the_proof_of_a_piece_is_out_of_date(self, tmp_path):
+        """A proof holds for five minutes: what takes longer must go in shorter pieces."""
+
+        class Slow(Line):
+            def request(self, method, path, body, headers):
+                self.sent.append((method, len(body)))
+                if len(body) > 100_000:
+                    return refusal("clock")
+                return self.link.request(method, path, body, headers)
+
+        with hop(tmp_path, max_piece=1 << 20) as there:
+            sender, ticket = there.sender(), ticket_of(DATA)
+            line = Slow(sender.link)
+            assert carry(line, ticket=ticket, piece=4 * PIECE)
+            sizes = [size for method, size in line.sent if method == "PATCH"]
+            assert sizes[:4] == [4 * PIECE, 2 * PIECE, PIECE, PIECE]
+            assert max(sizes[2:]) == PIECE, "and no longer ones again"
+            assert arrived(there, sender, ticket)
+            line = Line(sender.link, lambda _, m: refusal("clock") if m == "PATCH" else None)
+            with pytest.raises(Problem) as caught:
+                carry(line, ticket=ticket_of(DATA), piece=4 * PIECE)
+            assert caught.value.name == "clock", "the shortest ones do not help either"
+
     def test_it_has_expired_meanwhile(self, there, sender):
         ticket, happened = ticket_of(DATA), []
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads under attack, or in bad luck, where several rooms meet: what a review has found."""
 
+import time
 from dataclasses import replace
 
 import fleet_agent_uploads_support as below
@@ -186,3 +187,28 @@ def test_sealed_anew_by_another_at_the_same_time(agent, parent, site, file, monk
     assert (counters.stored, counters.failed) == (1, 0)
     assert agent.uploads.state(upload) is UploadState.STORED
     assert parent.files == {b"file": below.pattern(SIZE)}
+
+
+def test_a_long_file_does_not_keep_the_receipts_of_others_waiting(agent, parent, file, tmp_path):
+    """Hops remember results for an hour, and a file may be on its way for days."""
+    long, states, told = tmp_path / "long", [], []
+    long.write_bytes(below.pattern(60 * below.PIECE))
+    first, second = agent.upload(file), agent.upload(long)
+
+    def before(request):
+        if request.method == "PATCH" and told:
+            states.append(agent.uploads.state(first))
+            time.sleep(0.01)
+
+    def judge(held, announcements):
+        if held.ticket.upload.hex() == first and not told:
+            told.append(1)  # pending, when it is asked about for the first time
+            return None
+        return parent.honest_upload(held, announcements)
+
+    parent.before, parent.judge_upload = before, judge
+    agent.start()
+    below.ended(agent)
+    assert agent.uploads.state(second) is UploadState.STORED
+    assert len(states) >= 60
+    assert states[-1] is UploadState.STORED

@@ -59,15 +59,13 @@ def enrol(settings: Settings, token_text: str) -> Membership:
     return member
 
 
-def first_manifest(
-    client: Client, token: Token, directory: Path, patience: float = _PATIENCE
-) -> Manifest:
+def first_manifest(client: Client, token: Token, directory: Path) -> Manifest:
     """Begins to trust what the token vouches for; also for a relay.
 
     A token made right after an act names a manifest that relays fetch within seconds: so long an
     older one is asked about again.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE
     path = directory / TRUST
     while True:
         response = client.request("GET", "/v1/manifest?since=0")

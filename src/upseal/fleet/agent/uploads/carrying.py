@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from upseal.fleet.agent.parent import Parent
+from upseal.fleet.agent.parent import Parent, Unreachable
 from upseal.fleet.agent.tally import Tally
 from upseal.fleet.http.client import Response
+from upseal.fleet.uploads.words import path_of
 
 _LONGEST_STOP = 2.0
 
@@ -43,6 +44,12 @@ class CheckedLink:
                 raise Changed
             self._tally.add("bytes_sent", len(body))
         return self._parent.request(method, path, body, headers, still=self._still)
+
+
+def take_back(parent: Parent, body_id: bytes) -> None:
+    """Ends a body at the parent, if that can be done now; else it expires there."""
+    with suppress(Unreachable):
+        parent.request("DELETE", path_of(body_id), b"", {"tus-resumable": "1.0.0"})
 
 
 @contextmanager

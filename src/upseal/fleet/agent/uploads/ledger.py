@@ -197,10 +197,15 @@ class Ledger:
         return changed
 
     def end(self, row: Row, state: UploadState, why: str | None = None) -> bool:
-        """It waits no more, and its file goes. False if it had ended already."""
+        """It waits no more, and its file goes. False if it had ended already.
+
+        Nor has one failed that has another file by now.
+        """
         with self._spool.writing() as db:
             now = rows.one(db, row.id)
             if now is None or now.state != UploadState.WAITING.value:
+                return False
+            if state is UploadState.FAILED and now.file != row.file:
                 return False
             ended = replace(
                 now, state=state.value, ended=now_ms(), why=why, file=None, secret=None,

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from upseal.fleet.agent.deliveries import JSON
@@ -23,7 +22,7 @@ from upseal.fleet.agent.settings import Settings
 from upseal.fleet.agent.spool import SpoolError
 from upseal.fleet.agent.tally import Alarms, Tally
 from upseal.fleet.agent.uploads.bodies import Damaged
-from upseal.fleet.agent.uploads.carrying import Changed, CheckedLink, Stopped, unless
+from upseal.fleet.agent.uploads.carrying import Changed, CheckedLink, Stopped, take_back, unless
 from upseal.fleet.agent.uploads.jobs import Job, Jobs, Stage, Verdict, about_us, judged
 from upseal.fleet.agent.uploads.making import Body, Travel, travel_of
 from upseal.fleet.agent.uploads.manager import Manager
@@ -34,20 +33,16 @@ from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.policy import Decision, Level, Withhold, decide
 from upseal.fleet.uploads.carrier import Carrier, Throttle
-from upseal.fleet.uploads.words import path_of
 
 TURN = 0.5
 """Seconds: how soon what another process has put there is seen."""
 _LEAST_TURN = 0.01
-_CHECK, _SWEEP, _TOLD = 5.0, 3600.0, 1.0
-_ASKED = 1024
-_WAIT = 2.0
-"""Seconds that an answer may be held back: this thread has other things to do."""
+_CHECK, _SWEEP, _TOLD, _ASKED = 5.0, 3600.0, 1.0, 1024
+_WAIT = 2.0  # seconds that an answer may be held back: this thread has other things to do
 _POLL_LEAST, _POLL_MOST, _LOOK_AGAIN = 0.2, 15.0, 3600.0
 ANNOUNCE_AGAIN = {Verdict.UNKNOWN: 600_000, Verdict.PENDING: 6 * 3_600_000}
 """Milliseconds after which a body that is not stored is announced once more: its report may be gone
 from the spool, and not have come to where the body is."""
-_TUS = {"tus-resumable": "1.0.0"}
 _log = logging.getLogger("upseal.agent")
 
 
@@ -121,8 +116,7 @@ class Uploading:
         """Seconds until there may be something to do."""
         now = time.monotonic()
         times = (self._pace.until, self._poll_at, self._jobs.next_time())
-        soon = min((at - now for at in times if now < at < now + TURN), default=TURN)
-        return max(_LEAST_TURN, soon)
+        return max(_LEAST_TURN, min((t - now for t in times if now < t < now + TURN), default=TURN))
 
     def wake(self) -> None:
         """Something has changed: it looks at once."""
@@ -148,8 +142,7 @@ class Uploading:
         job = None if isinstance(decision, Withhold) else self._jobs.next_ready(now)
         if job is not None:
             self._send(job, stop)
-        if self._jobs.of(Stage.PENDING) and time.monotonic() >= self._poll_at:
-            self._poll(0 if job is not None else min(_WAIT, self._settings.http.wait))
+        self._poll(0 if job is not None else min(_WAIT, self._settings.http.wait))
         return job is not None
 
     def _upkeep(self, now: float) -> None:
@@ -201,7 +194,7 @@ class Uploading:
         except Problem as problem:
             self._problem(job, problem, stop)
         except Damaged as damage:
-            self._fail(job, str(damage))
+            self._fail(job, row, str(damage))
         except OSError as error:
             self._alarms.add("spool", "a file that waits to be sent cannot be read")
             event(_log, "an upload cannot be read", level=logging.ERROR, error=error)
@@ -250,6 +243,7 @@ class Uploading:
             if (now := time.monotonic()) >= self._told_at:
                 self._told_at = now + _TOLD
                 self._publish()
+            self._poll(0)  # for those that went before: this one may take days
 
         carrier = Carrier(
             CheckedLink(self._parent, still, self._tally),
@@ -261,16 +255,19 @@ class Uploading:
             return carrier.carry(body.ticket, source, stop)
 
     def _gone(self, job: Job) -> None:
-        """It waits no more. What the parent has of it only takes room there."""
+        """It waits no more, or is another file now. What the parent has only takes room there."""
         self._jobs.drop(job)
-        if job.body is not None and job.stage is not Stage.RECEIPTED:
-            with suppress(Unreachable):
-                self._parent.request("DELETE", path_of(job.body_id), b"", _TUS)
+        if self._ledger.one(job.number) is not None:
+            self._jobs.add(job.number)
+        elif job.body is not None and job.stage is not Stage.RECEIPTED:
+            take_back(self._parent, job.body_id)
 
     # -- answers -------------------------------------------------------------------------
 
     def _poll(self, wait: float) -> None:
-        """Asks what has become of those that the parent has."""
+        """Asks what has become of those that the parent has, if it is time."""
+        if not self._jobs.of(Stage.PENDING) or time.monotonic() < self._poll_at:
+            return
         asked = self._jobs.asked(_ASKED, time.monotonic())
         settled = False
         try:
@@ -289,9 +286,8 @@ class Uploading:
             self._whole(problem)
             return False
         try:
-            if response.status != 200:
-                raise results.MalformedResults
-            found = {result.body: result for result in results.decode(response.body)}
+            said = response.body if response.status == 200 else b""
+            found = {result.body: result for result in results.decode(said)}
         except results.MalformedResults:
             self._tally.add("garbage")
             self._pace.hold("the parent's answer is none")
@@ -341,23 +337,27 @@ class Uploading:
         if self._ledger.announce_again(job.number, job.body.announcement, after):
             self._tally.add("uploads_announced_again")
 
-    def _end(self, job: Job, state: UploadState, why: str | None = None) -> None:
+    def _end(self, job: Job, state: UploadState, row: Row | None = None, why: str = "") -> bool:
         """Takes it out. If the disk does not let us, later: it is not sent again."""
         try:
-            row = self._ledger.one(job.number)
-            if row is not None and self._ledger.end(row, state, why):
-                self._tally.add(f"uploads_{state.value}")
-                event(_log, f"upload {state.value}", upload=job.upload, bytes=row.size)
+            row = row or self._ledger.one(job.number)
+            ended = row is not None and self._ledger.end(row, state, why or None)
         except SpoolError as error:
-            event(_log, "cannot take out an upload", level=logging.WARNING, error=error)
-            return
+            self._pace.hold("the spool's disk", error)
+            return False
+        if row is not None and ended:
+            self._tally.add(f"uploads_{state.value}")
+            event(_log, f"upload {state.value}", upload=job.upload, bytes=row.size)
         self._jobs.drop(job)
         self._told_at = 0.0
+        return ended
 
-    def _fail(self, job: Job, why: str) -> None:
-        """The disk has damaged it: it can never be what was announced."""
-        self._alarms.add("spool", "a file that waited to be sent was damaged, and is lost")
-        self._end(job, UploadState.FAILED, why)
+    def _fail(self, job: Job, row: Row, why: str) -> None:
+        """The disk has damaged it, unless somebody has taken it out, or made it anew."""
+        if self._end(job, UploadState.FAILED, row, why):
+            self._alarms.add("spool", "a file that waited to be sent was damaged, and is lost")
+        else:
+            self._gone(job)
 
     # -- problems ------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class Uploading:
             return
         job.looked = now
         if not self._maker.whole(job.body, lambda: unless(stop)):
-            self._fail(job, "its file is not what it was when it was announced")
+            self._fail(job, job.body.row, "its file is not what it was when it was announced")
 
     def _whole(self, problem: Problem) -> None:
         """A refusal of all that we say: another upload would do no better."""

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from upseal.fleet.http.metrics import Metrics
 from upseal.fleet.http.problems import Problem
+from upseal.fleet.http.rates import Addresses
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.server.page import chart
 from upseal.fleet.server.page.asking import RANGES, Asked
@@ -80,6 +81,7 @@ class Page:
             "page_logins", "Logins to the page by what came of them", ("result",)
         )
         self._passwords = Passwords(store, results)
+        self._addresses = Addresses(settings.rates.exceptions)
         self._pool = ThreadPoolExecutor(1, "upseal-page")
         self._waiting = 0
         self._lock = threading.Lock()
@@ -149,7 +151,7 @@ class Page:
             return self._form(request, "This form is out of date. Try again.", 403)
         name = said("name")
         try:
-            login = await self._passwords.check(name, said("password"))
+            login = await self._passwords.check(name, said("password"), self._where(request))
         except Problem as problem:
             response = self._form(request, _wait_words(problem), problem.status, name)
             response.headers["retry-after"] = problem.headers().get("retry-after", "2")
@@ -207,8 +209,11 @@ class Page:
     async def _any_logins(self) -> bool:
         """Asked by strangers, so the database is asked now and then."""
         looked, found = self._has_logins
-        if looked and time.monotonic() - looked < (1.0 if found else 0.1):
-            return found
+        now = time.monotonic()
+        if looked:
+            if now - looked < (1.0 if found else 0.1):
+                return found
+            self._has_logins = (now, found)  # what is known goes for all others who ask meanwhile
 
         def look() -> bool:
             with self._store.reading() as db:
@@ -262,7 +267,7 @@ class Page:
         """By the cookie, or by name and password with the request."""
         basic = basic_of(request)
         if basic is not None:
-            login = await self._passwords.check(*basic)
+            login = await self._passwords.check(*basic, self._where(request))
             if login is not None:
                 return Session(login.name, login.created, 0)
         else:
@@ -272,6 +277,9 @@ class Page:
         raise Problem("unauthenticated", "log in, or give name and password by HTTP Basic")
 
     # -- how -------------------------------------------------------------------------------
+
+    def _where(self, request: Request) -> str | None:
+        return self._addresses.key(request.client.host) if request.client is not None else None
 
     def _asset(self, name: str) -> Endpoint:
         asset = self._templates.assets[name]
