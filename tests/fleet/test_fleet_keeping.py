@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from fleet_page_support import add_client
 from fleet_server_support import Site, clear, until
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from upseal.cli import main
 from upseal.cli.server_queries import when
@@ -18,7 +18,7 @@ from upseal.fleet.server import retention as rounds
 from upseal.fleet.server import tables
 from upseal.fleet.server.retention import Retention
 from upseal.fleet.server.settings import read_settings
-from upseal.fleet.server.store import Store, alarms, audit, clients, retention, units
+from upseal.fleet.server.store import Store, alarms, audit, clients, deadletters, retention, units
 from upseal.fleet.settings import SettingsError
 from upseal.fleet.units import Status
 
@@ -337,6 +337,34 @@ def test_an_agent_that_counts_to_the_end_hides_nobody(store):
         assert found[other] == 12 and found[agent] > 2**64
         assert {client.name: client.missing for client in clients.listing(db)}["honest"] == 12
         assert set(db.execute(clients.with_gaps()).scalars()) == {agent, other}
+
+
+def test_counting_dead_letters_reads_none_of_them(store):
+    """They may be of a GiB in all, are counted every few seconds, and again for each new one."""
+    if store.postgresql:
+        pytest.skip("SQLite says which pages it reads")
+    seen = []
+
+    def note(connection, cursor, statement, parameters, context, many):
+        if "dead_letters" in statement:
+            plan = connection.connection.dbapi_connection.execute(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            seen.extend(row[3] for row in plan if "dead_letters" in row[3])
+
+    with store.reading() as db:
+        event.listen(db, "before_cursor_execute", note)
+        assert deadletters.usage(db) == (0, 0)
+        assert deadletters.by_reason(db) == {}
+    with store.writing() as db:
+        event.listen(db, "before_cursor_execute", note)
+        deadletters.put(
+            db, id=bytes(32), body=b"x", hop=bytes(16), role="agent", received=NOW,
+            reason=deadletters.MISSING_KEY, key_id=None, total_quota=9, hop_quota=9,
+        )  # fmt: skip
+        deadletters.drop(db)
+    sums = [plan for plan in seen if "COVERING INDEX dead_letters_by_hop" in plan]
+    assert len(sums) >= 4, seen
 
 
 def test_times_that_are_none_are_shown_as_they_are():

@@ -66,7 +66,7 @@ def test_files_that_are_odd(world):
     hole = world.sources / "hole"
     with open(hole, "wb") as file:
         file.write(b"".join(content(world.public_file, 4096, 1)))
-        file.truncate(24 * MIB)
+        file.truncate(8 * MIB)
         file.seek(0, os.SEEK_END)
         file.write(b"the end")
     same = make_file(world, plain, 3 * MIB, world.chance, "the same")
@@ -87,7 +87,7 @@ def test_a_network_that_drops_delays_and_cuts(world):
         proxy.happened.clear()
         proxy.weather = Weather(world.chance, drop=0.15, delay=0.03, cut=0.02, longest=0.2)
     try:
-        for number in range(6):  # of lines that are cut in a piece, none brings all of it
+        for number in range(4):  # of lines that are cut in a piece, none brings all of it
             for member in world.members.values():
                 make_and_give(world, member, 2 * MIB // (number + 1), world.chance)
         for name, proxy in world.proxies.items():
@@ -177,7 +177,9 @@ def test_a_full_disk_at_the_agent(world):
     check_files(world)
 
 
-@pytest.mark.parametrize("name", ["passing", "decrypting", "server"])
+@pytest.mark.parametrize(
+    "name", ["passing", pytest.param("decrypting", marks=pytest.mark.slow), "server"]
+)
 def test_a_full_disk_above(world, name):
     """It is full when some of a file is there; that waits below, and goes on when there is room."""
     node, must = world.nodes[name], world.members["must"]

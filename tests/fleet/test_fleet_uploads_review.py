@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads under attack, or in bad luck, where several rooms meet: what a review has found."""
 
+import os
 import time
 from dataclasses import replace
 
 import fleet_agent_uploads_support as below
+import fleet_relay_uploads_support as above
 import fleet_support
 import pytest
+from fleet_relay_support import senders
 from fleet_server_support import Site
-from fleet_server_uploads_support import Upload, announce, content, finished, put, rows
+from fleet_server_uploads_support import (
+    Upload,
+    announce,
+    content,
+    create,
+    finished,
+    patch,
+    put,
+    rows,
+)
 
 from upseal import PrivateKey
 from upseal.fleet.agent.uploads.ledger import Ledger
 from upseal.fleet.agent.uploads.making import Maker
 from upseal.fleet.agent.uploads.rows import UploadState
+from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import State
+from upseal.fleet.relay import carrying
 from upseal.fleet.server.uploads import working
 from upseal.fleet.units import Status
 
@@ -85,6 +99,24 @@ def test_a_sealed_file_that_somebody_else_announces_as_clear(live, impatient):
     announce(agent, again)
     put(relay, again.ticket, again.body)
     assert agent.statuses(finished(relay, again.id))[again.digest(agent)] is Status.STORED
+
+
+def test_who_has_a_file_here_does_not_wait_for_room_for_others(tmp_path):
+    made = Site(tmp_path / "deployment")
+    made.enable()
+    made.configure("[server]\nstored_upload_bytes = 1")
+    with made.running():
+        agent, squatter, relay = made.enrol("web-1"), made.enrol("squatter"), enrol_relay(made)
+        first = Upload.make(made, b"the agent's")
+        again = first.again(made)
+        lie = Upload.make(made, b"other bytes", "clear", upload=first.announcement.upload)
+        announce(agent, first, again)
+        announce(squatter, lie)
+        create(relay, again.ticket)
+        put(relay, first.ticket, first.body)
+        assert agent.statuses(finished(relay, first.id)) == {first.digest(agent): Status.STORED}
+        patch(relay, again.ticket, 0, again.body)
+        assert agent.statuses(finished(relay, again.id)) == {again.digest(agent): Status.DUPLICATE}
 
 
 # -- the agent: a second sender, or somebody who cancels, in the wrong moment ------------------
@@ -192,17 +224,18 @@ def test_sealed_anew_by_another_at_the_same_time(agent, parent, site, file, monk
 def test_a_long_file_does_not_keep_the_receipts_of_others_waiting(agent, parent, file, tmp_path):
     """Hops remember results for an hour, and a file may be on its way for days."""
     long, states, told = tmp_path / "long", [], []
-    long.write_bytes(below.pattern(60 * below.PIECE))
+    long.write_bytes(below.pattern(300 * below.PIECE))
     first, second = agent.upload(file), agent.upload(long)
 
     def before(request):
         if request.method == "PATCH" and told:
             states.append(agent.uploads.state(first))
-            time.sleep(0.01)
+            if states[-1] is UploadState.WAITING:
+                time.sleep(0.01)
 
     def judge(held, announcements):
-        if held.ticket.upload.hex() == first and not told:
-            told.append(1)  # pending, when it is asked about for the first time
+        if held.ticket.upload.hex() == first and len(told) < 2:
+            told.append(1)  # pending, when it is asked about for the first times
             return None
         return parent.honest_upload(held, announcements)
 
@@ -210,5 +243,54 @@ def test_a_long_file_does_not_keep_the_receipts_of_others_waiting(agent, parent,
     agent.start()
     below.ended(agent)
     assert agent.uploads.state(second) is UploadState.STORED
-    assert len(states) >= 60
     assert states[-1] is UploadState.STORED
+
+
+def test_damaged_after_it_was_announced_in_clear(parent, site, file, tmp_path, monkeypatch):
+    """What can never be sent any more does not wait for ever."""
+    below.quickly(monkeypatch)
+    refuses = [True]
+    parent.refuse_upload = lambda _: Problem("busy", retry_after=0) if refuses[0] else None
+    room = {"uploads": {"min_free": 0, "piece": 4 << 20}}
+    file.write_bytes(below.pattern(6 << 20))
+    with below.agent_of(
+        site, tmp_path, parent.url, started=False, name="other", level="none", **room
+    ) as agent:
+        upload = agent.upload(file)
+        agent.start()
+        below.eventually(lambda: parent.announcements)
+        row = agent.uploads.ledger.find(bytes.fromhex(upload))
+        with open(agent.uploads.folder.path / row.file, "r+b") as sealed:
+            was = os.pread(sealed.fileno(), 1, 3 << 20)[0]
+            os.pwrite(sealed.fileno(), bytes([was ^ 1]), 3 << 20)
+        refuses[0] = False
+        counters = below.ended(agent)
+        assert (counters.failed, counters.stored) == (1, 0)
+
+
+# -- the relay: who sends much, and the others -------------------------------------------------
+
+
+def test_who_sends_long_files_keeps_nobody_else_waiting(site, tmp_path, monkeypatch):
+    """Workers are few: the next of another hop goes first, and a long one makes way for it."""
+    monkeypatch.setattr(carrying, "_TURN", 0.0)
+    holds = [True]
+    with (
+        above.file_parent(site, tmp_path / "parent") as parent,
+        above.own(site, tmp_path, parent, "relay", uploads={"workers": 1}) as relay,
+        senders(site, relay.url, 2) as (one, two),
+    ):
+        parent.holding = lambda: holds[0]
+        long = [parent.file(one, os.urandom(20 << 16)) for _ in range(3)]
+        short = parent.file(two, b"short")
+        for file in long:
+            above.bring(one, file)
+        below.eventually(lambda: parent.begun)
+        above.bring(two, short)
+        below.eventually(lambda: relay.uploads.carrying.waiting == 4)
+        holds[0] = False
+        assert above.receipt_of(two, short) is Status.STORED
+        assert {above.receipt_of(one, file) for file in long} == {Status.STORED}
+        assert parent.arrived_files[0][1] == short.body
+        assert len(parent.arrived_files) == 4
+        above.settled(relay)

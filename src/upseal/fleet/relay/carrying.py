@@ -50,6 +50,12 @@ _MOST_RECEIPTS = 16
 _FIRST_WAIT = 1.0
 """Seconds that a worker waits for a result by itself: many are there then."""
 _SEALED = b"USL\x01"
+_TURN = 30.0
+"""Seconds that a body goes up while others wait for a worker: then it is their turn."""
+
+
+class _MakesWay(Exception):  # noqa: N818 - what it does
+    """Others wait. It goes on from where it is when it is its turn again."""
 
 
 class _Reconsider(Exception):  # noqa: N818 - what is to be done
@@ -111,7 +117,7 @@ class Carrying:
 
     def add(self, held: Held) -> None:
         """A body is whole."""
-        self._jobs.add(held.body_id)
+        self._jobs.add(held.body_id, held.hop)
 
     def stop(self) -> None:
         """Ends the workers after the requests under way. What is not done stays on the shelf."""
@@ -152,6 +158,8 @@ class Carrying:
             pass
         except _Reconsider:
             self._again(job, "reconsidered", 0.0, counts=False)
+        except _MakesWay:
+            self._again(job, "turn", 0.0, counts=False)
         except Exception as error:
             # A mistake of ours, or of our disk, must not cost a body: it is still on the shelf.
             if not self.stopping.is_set():
@@ -177,7 +185,8 @@ class Carrying:
             return
         try:
             ticket, path = self._way(job, held)
-            with Source(path, ticket.size, lambda count: self._reading(ticket, count)) as source:
+            before = self._reading(ticket)
+            with Source(path, ticket.size, before) as source:
                 if not self._carrier.carry(ticket, source, self.stopping):
                     return
         except Lost:
@@ -228,11 +237,21 @@ class Carrying:
         clear = ticket.form == "clear"
         return clear and self._decrypting and manifest is not None and manifest.active
 
-    def _reading(self, ticket: Ticket, count: int) -> None:
-        """Before so many bytes are read to be sent."""
-        if self._seals(ticket):
-            raise _Reconsider
-        self._meters.upload_bytes_sent.inc(count)
+    def _reading(self, ticket: Ticket) -> Callable[[int], None]:
+        """For one turn of a body: to be called before so many bytes are read to be sent."""
+        end: float | None = None
+
+        def before(count: int) -> None:
+            nonlocal end
+            if self._seals(ticket):
+                raise _Reconsider
+            if end is None:  # one piece at least
+                end = time.monotonic() + _TURN
+            elif time.monotonic() >= end and self._jobs.others():
+                raise _MakesWay
+            self._meters.upload_bytes_sent.inc(count)
+
+        return before
 
     def _first(self, job: Job, sent: bytes) -> None:
         """Asks at once what became of a body that the parent has."""

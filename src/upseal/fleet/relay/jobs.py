@@ -11,16 +11,17 @@ from itertools import count
 
 from upseal.fleet.http.client import Backoff
 from upseal.fleet.http.problems import Problem
+from upseal.fleet.relay.turns import Turns
 from upseal.fleet.relay.wrapping import Wrapped
 
 
 class Job:
     """A whole body that has to go up. Changed by whoever works on it, one at a time."""
 
-    __slots__ = ("attempts", "body", "doubt", "wrapped")
+    __slots__ = ("attempts", "body", "doubt", "hop", "wrapped")
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, body: bytes, hop: bytes) -> None:
+        self.body, self.hop = body, hop
         self.attempts = 0
         self.wrapped: Wrapped | None = None
         """What goes up in its place, if this relay has sealed it."""
@@ -40,7 +41,8 @@ class Jobs:
         self._most = most
         self._changed = threading.Condition()
         self._all: dict[bytes, Job] = {}
-        self._due: list[tuple[float, int, Job]] = []
+        self._later: list[tuple[float, int, Job]] = []
+        self._due: Turns[Job] = Turns()
         self._tie = count()
         self._pending: OrderedDict[bytes, Job] = OrderedDict()  # by what the parent calls them
         self._backoff = Backoff(retry, most)
@@ -50,25 +52,41 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, body: bytes) -> None:
+    def add(self, body: bytes, hop: bytes) -> None:
         """A body is whole; nothing, if that is known."""
         with self._changed:
             if body not in self._all:
-                job = self._all[body] = Job(body)
+                job = self._all[body] = Job(body, hop)
                 self._push(job, 0.0)
 
     def next(self) -> Job | None:
-        """The job that has been due for longest, when there is one; None at the end."""
+        """A job that is due, when there is one: of each hop in order, the hops by turns.
+
+        None at the end.
+        """
         with self._changed:
             while not self._ended:
-                now = time.monotonic()
-                if not self._due:
-                    self._changed.wait()
-                elif (at := max(self._due[0][0], self._gate)) > now:
-                    self._changed.wait(at - now)
+                now = self._ripen()
+                if self._due and self._gate <= now:
+                    return self._due.popleft()
+                if self._due:
+                    self._changed.wait(self._gate - now)
                 else:
-                    return heapq.heappop(self._due)[2]
+                    self._changed.wait(self._later[0][0] - now if self._later else None)
         return None
+
+    def others(self) -> bool:
+        """Whether one is due that no worker has."""
+        with self._changed:
+            self._ripen()
+            return bool(self._due)
+
+    def _ripen(self) -> float:
+        """Those whose time has come are due; the time."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            self._due.append(heapq.heappop(self._later)[2])
+        return now
 
     def again(self, job: Job, delay: float, *, counts: bool = True) -> None:
         """After ``delay`` seconds, which double with each time that ``counts``, up to ``most``."""
@@ -89,7 +107,7 @@ class Jobs:
             self._changed.notify_all()
 
     def _push(self, job: Job, delay: float) -> None:
-        heapq.heappush(self._due, (time.monotonic() + delay, next(self._tie), job))
+        heapq.heappush(self._later, (time.monotonic() + delay, next(self._tie), job))
         self._changed.notify()
 
     # -- the parent as a whole -------------------------------------------------------------

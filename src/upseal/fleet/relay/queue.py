@@ -74,7 +74,7 @@ class Queue:
         self._folder, self._min_free = path.parent, min_free
         self._on_done = on_done
         self._entries: dict[bytes, Entry] = {}  # in the order they came
-        self._ready = Turns()
+        self._ready: Turns[Entry] = Turns()
         self._later: list[tuple[float, int, Entry]] = []
         self._tie = count()
         self._bytes = self._in_flight = self._results = self._result_bytes = 0

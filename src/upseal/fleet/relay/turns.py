@@ -7,31 +7,41 @@ One that sends without end delays itself: the others' next body goes after one o
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from typing import Generic, Protocol, TypeVar
 
-from upseal.fleet.relay.rows import Entry
+
+class OfHop(Protocol):
+    """Something that a hop has brought."""
+
+    @property
+    def hop(self) -> bytes:
+        """Which one."""
 
 
-class Turns:
+T = TypeVar("T", bound=OfHop)
+
+
+class Turns(Generic[T]):
     """Bodies that wait. Not safe for threads."""
 
     def __init__(self) -> None:
-        self._hops: OrderedDict[bytes, deque[Entry]] = OrderedDict()
+        self._hops: OrderedDict[bytes, deque[T]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._hops)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: T) -> None:
         """Behind the others of its hop."""
         waiting = self._hops.get(entry.hop)
         if waiting is None:
             waiting = self._hops[entry.hop] = deque()
         waiting.append(entry)
 
-    def first(self) -> Entry:
+    def first(self) -> T:
         """The next."""
         return next(iter(self._hops.values()))[0]
 
-    def popleft(self) -> Entry:
+    def popleft(self) -> T:
         """The next, taken out; then it is another hop's turn."""
         hop, waiting = next(iter(self._hops.items()))
         entry = waiting.popleft()

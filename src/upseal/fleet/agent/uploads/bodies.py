@@ -130,7 +130,10 @@ class ClearSource:
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from there; fewer only at the end."""
         self._reader.seek(offset)
-        return self._reader.read(length)
+        piece = self._reader.read(length)
+        if len(piece) < length:  # by its end; or by damage, which is said the next time
+            piece += self._reader.read(length - len(piece))
+        return piece
 
 
 def clear_sha256(reader: OpeningReader, check: Callable[[], None]) -> bytes:

@@ -156,7 +156,9 @@ class Working:
     def _wake(self, why: str | None) -> None:
         with self._changed:
             for which, job in self._jobs.items():
-                if why is None or job.why == why:
+                if job.running:  # it may have looked before this
+                    self._stirred.add(job.held.ticket.upload)
+                elif why is None or job.why == why:
                     self._make_ready(which)
             self._changed.notify_all()
 
