@@ -660,6 +660,16 @@ class TestQuotas:
                 there.create(RELAY, "relay", of_size(0))
             assert not self.refused(there, RELAY, "relay", 0)
 
+    def test_so_many_bodies_of_one_agent(self, tmp_path):
+        """Two with empty files would fill the shelf by number; a relay brings those of many."""
+        with opened(tmp_path, bodies_per_hop=3) as there:
+            for _ in range(3):
+                there.create(AGENT, "agent", of_size(0))
+            assert self.refused(there, AGENT, "agent", 0)
+            assert not self.refused(there, OTHER, "agent", 0)
+            for _ in range(4):
+                there.create(RELAY, "relay", of_size(0))
+
     def test_the_disk_has_to_have_it(self, tmp_path, monkeypatch):
         free = [1_000_000]
         monkeypatch.setattr(shelf, "free_bytes", lambda folder: free[0])

@@ -73,6 +73,8 @@ class ShelfLimits:
         min_free: bytes of the disk that stay free.
         relay_factor: how many times ``open_per_hop`` a relay's hop may have.
         max_bodies: of all hops.
+        bodies_per_hop: of one agent's hop, also those that have all their bytes: without a bound of
+            their own, two agents with empty files would fill the shelf by number.
         sealed_again: what comes in clear is sealed here, and needs room on the disk twice.
     """
 
@@ -84,11 +86,12 @@ class ShelfLimits:
     min_free: int
     relay_factor: int = 32
     max_bodies: int = 65_536
+    bodies_per_hop: int = 1024
     sealed_again: bool = False
 
     def __post_init__(self) -> None:
         whole = (self.max_bytes, self.max_size, self.open_per_hop, self.relay_factor)
-        if min(*whole, self.max_bodies) < 1 or self.min_free < 0 or not self.expires > 0:
+        if min(*whole, self.max_bodies, self.bodies_per_hop) < 1 or self.min_free < 0 or not self.expires > 0:
             raise ValueError("limits of a shelf are above 0")
         if not 0 < self.hop_share <= 1:
             raise ValueError("a hop's share is above 0 and at most 1")

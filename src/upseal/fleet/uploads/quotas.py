@@ -44,6 +44,7 @@ class Quotas:
             raise NoRoom("as many uploads as this client may have begun", own=True)
         if agent and (
             reserved + cost > limits.max_bytes * limits.hop_share
+            or bodies >= limits.bodies_per_hop
             or bodies + 1 > max(1.0, limits.max_bodies * limits.hop_share)
         ):
             raise NoRoom("this client's share of the room is used up", own=True)
