@@ -666,7 +666,7 @@ class TestQuotas:
             for _ in range(3):
                 there.create(AGENT, "agent", of_size(0))
             assert self.refused(there, AGENT, "agent", 0)
-            assert not self.refused(there, OTHER, "agent", 0)
+            there.create(OTHER, "agent", of_size(0))
             for _ in range(4):
                 there.create(RELAY, "relay", of_size(0))
 

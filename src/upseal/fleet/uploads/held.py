@@ -90,8 +90,9 @@ class ShelfLimits:
     sealed_again: bool = False
 
     def __post_init__(self) -> None:
-        whole = (self.max_bytes, self.max_size, self.open_per_hop, self.relay_factor)
-        if min(*whole, self.max_bodies, self.bodies_per_hop) < 1 or self.min_free < 0 or not self.expires > 0:
+        sizes = (self.max_bytes, self.max_size, self.open_per_hop, self.relay_factor)
+        counts = (self.max_bodies, self.bodies_per_hop)
+        if min(*sizes, *counts) < 1 or self.min_free < 0 or not self.expires > 0:
             raise ValueError("limits of a shelf are above 0")
         if not 0 < self.hop_share <= 1:
             raise ValueError("a hop's share is above 0 and at most 1")
