@@ -2,7 +2,8 @@
 # `make test` and `make demo` need nothing done before them. `make help` lists the rest.
 
 PYTHON ?= python3
-PYTEST ?=
+# Test files are shared out to the cores: much of the fleet's tests is waiting for processes.
+PYTEST ?= -n auto --maxprocesses 4 --dist loadfile
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 

@@ -87,7 +87,7 @@ def test_offsets_that_fall_or_leave_the_envelopes_are_refused(opener, offsets):
         (memoryview(array("q", [0, 0, 1, 1]))[::2], TypeError),
         (memoryview(bytes(32)).cast("q", (2, 2)), TypeError),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if not isinstance(value, type) else value.__name__,
 )
 def test_offsets_must_be_flat_signed_integers(sealer, opener, offsets, error):
     for call in (sealer.seal_packed, sealer.seal_many_packed, opener.open_many_packed):

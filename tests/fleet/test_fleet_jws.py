@@ -120,7 +120,7 @@ class TestHeader:
                 assert typ == other or refused(token, typ=other)
 
     @pytest.mark.parametrize(
-        "kid", ["", "00" * 8, None, ..., 5, {}, KEY.public.key_id.hex().upper()]
+        "kid", ["", "00" * 8, None, ..., 5, {}, KEY.public.key_id.hex().upper()], ids=range(7)
     )
     def test_the_key_id_must_be_the_keys(self, kid):
         if kid == KEY.public.key_id.hex():
@@ -152,6 +152,7 @@ class TestHeader:
         ["", "{}", "[]", '"alg typ kid"', "5", "null", "nonsense", "[" * 700,
          f'{{"alg":"Ed25519","alg":"Ed25519","typ":"{TYP}","kid":"{KEY.public.key_id.hex()}"}}',
          "\ud800"],
+        ids=range(10),
     )  # fmt: skip
     def test_what_is_no_header(self, text):
         data = b64url(text.encode("utf-8", "surrogatepass"))

@@ -606,7 +606,12 @@ def test_settings(empty):
 def test_the_page_shows_what_the_command_line_says(visitor, site):
     with site.admin() as deployment:
         status = deployment.status().facts()
-    found = json.loads(visitor.get("/admin/status.json").body)
+
+    def counted_anew():  # what the page has counted it keeps for a moment
+        said = json.loads(visitor.get("/admin/status.json").body)
+        return said if said["coverage"] == status["coverage"] else None
+
+    found = until(counted_anew, "the page to count anew")
     same = ("deployment", "state", "serial", "expires", "coverage", "relays", "warnings")
     assert {name: found[name] for name in same} == {name: status[name] for name in same}
     shown = [{k: key[k] for k in status["keys"][0]} for key in found["keys"]]
@@ -630,10 +635,15 @@ def test_the_page_shows_what_the_command_line_says(visitor, site):
 def test_filters_are_those_of_the_command_line(visitor, site, only):
     with site.admin() as deployment:
         expected = deployment.clients(only)
-    found = json.loads(visitor.get(f"/admin/clients.json?filter={only}&size=1000").body)
-    assert found["clients"] == expected and found["count"] == len(expected)
-    page = visitor.get(f"/admin?filter={only}").text
-    assert f'id="matching">{len(expected)}<' in page
+
+    def counted_anew():
+        said = json.loads(visitor.get(f"/admin/clients.json?filter={only}&size=1000").body)
+        text = visitor.get(f"/admin?filter={only}").text
+        right = said["clients"] == expected and f'id="matching">{len(expected)}<' in text
+        return (said, text) if right else None
+
+    found, page = until(counted_anew, "the page to count anew")
+    assert found["count"] == len(expected)
     rows = [html.unescape(n) for n in re.findall(r'<span class="name">([^<]*)</span>', page)]
     assert rows == [client["name"] for client in expected[:50]]
     if only == "gaps":

@@ -326,6 +326,7 @@ def test_what_was_sent_in_clear_though_it_must_not_is_kept_and_seen(site, agent)
         b"UPB\x01\0\0\0\x01\0\0\0\x04UPB\x01", b"UPB\x01\0\0\0\x01\0\0\0\x0aUPB\x01xxxxxx",
         b"USL\x01" + bytes(200), b"UPC\x01\0\0\0\x01\0\0\0\x03abc", os.urandom(100),
     ],
+    ids=range(10),
 )  # fmt: skip
 def test_bodies_that_are_none(site, agent, body):
     try:
