@@ -111,7 +111,7 @@ def test_sealed_once_and_gone(run, parent):
     agent = run(batch={"reports": 10})
     assert drained(agent).stored == 25
     assert parent.reports == REPORTS
-    assert [len(records) for records in parent.units.values()] == [10, 10, 5]
+    assert sorted(len(records) for records in parent.units.values()) == [5, 10, 10]
     assert parent.arrived == 3
     assert sent_levels(parent) == {(Level.OPTIONAL, Reason.SEALED, "sealed")}
     assert not any(SECRET in body for body in parent.bodies)

@@ -142,6 +142,8 @@ def test_the_parent_is_away_and_the_relay_is_killed(tmp_path):
         world = World(tmp_path, stack, decrypting=True)
         relay, parent = world.relay, world.parent
         world.parent_is_there = False
+        relay.kill()  # its connections that are there already would go on
+        relay.start()
         children = [world.child(b"%d" % i * 100_000, f) for i, f in enumerate(("clear", "sealed"))]
         # The same clear body from a second client.
         second = Sender(world.site, world.below.url)
