@@ -448,7 +448,8 @@ def test_getting_ready_for_a_pending_key(own):
     site.change(oldest_generation=generation)
     site.sign()
     eventually(lambda: len(relay.state.keys.all()) == 1)
-    assert [path.name.split("-")[0] for path in folder.iterdir()] == [str(generation)]
+    # The files go a moment later.
+    eventually(lambda: [path.name.split("-")[0] for path in folder.iterdir()] == [str(generation)])
     parent.reset()
     late = client.sealed(client.unit(b"late"), to=[old])
     client.post(late)
