@@ -34,6 +34,7 @@ import fleet_agents
 import machine
 from fleet_load import Load, Turn
 from fleet_site import WAYS, Site
+from machine import say
 
 from upseal.cli.common import table
 from upseal.cli.measure import calibration, interleave
@@ -138,10 +139,6 @@ def whole(turn: Turn) -> float:
 # -- words --------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def micros(found: dict[str, float]) -> dict[str, float]:
     """Of one report, from seconds for 1,000."""
     return {who: used * 1e3 for who, used in found.items()}
@@ -152,16 +149,9 @@ def figure(found: dict[str, float], who: str, form: str) -> str:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    host, args = result["host"], result["settings"]
-    versions = {**host["versions"], **result["parts"]}
+    args = result["settings"]
     parts = [
-        f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']:g} GiB, {host['os']}",
-        f"upseal {versions.pop('upseal', '?')} ({host['revision']}), {host['engine']['engine']} "
-        f"engine ({host['engine']['backend']})",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"{host['when']}, load before {result['load'][0]:.2f} {result['load'][1]:.2f} "
-        f"{result['load'][2]:.2f}; drift {100 * result['drift']:.0f}%",
-        f"{result['command']}",
+        *machine.heading(result),
         f"reports of {args['size']:,} bytes, {args['unit']} a unit; {args['turns']} turns each, "
         "by turns: medians",
         "",

@@ -43,6 +43,7 @@ from fleet_agents import real_agent
 from fleet_load import SETTLE
 from fleet_site import WAYS, Process, Site
 from held_uploads import hold
+from machine import say
 from plain_put import put
 
 from upseal.cli.common import table
@@ -285,16 +286,9 @@ def rows_of(turns: list[Turn]) -> list[dict[str, Any]]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    host, args = result["host"], result["settings"]
-    versions = {**host["versions"], **result["parts"]}
+    args = result["settings"]
     parts = [
-        f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']:g} GiB, {host['os']}",
-        f"upseal {versions.pop('upseal', '?')} ({host['revision']}), {host['engine']['engine']} "
-        f"engine ({host['engine']['backend']})",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"{host['when']}, load before "
-        + " ".join(f"{load:.2f}" for load in result["load"]),
-        result["command"],
+        *machine.heading(result),
         f"a file of {args['size']:,} MiB, {args['turns']} turns each, by turns: medians",
         "",
     ]  # fmt: skip
@@ -331,10 +325,6 @@ def _peaks(turns: list[dict[str, Any]]) -> str:
         most = {who: max(peak[who] for peak in mine) for who in mine[0]}
         lines.append([way, kind, *(f"{most[w]:.0f}" if w in most else "-" for w in PARTIES)])
     return table(lines, (2, 3, 4))
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 import machine
 from fleet_load import Load, Turn
 from fleet_site import Site
+from machine import say
 
 from upseal import PublicKey
 from upseal.cli.common import table
@@ -163,7 +165,6 @@ def facts(turns: list[Turn]) -> dict[str, Any]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    host = result["host"]
     head = [["way", "flood", "reports/s", "with", "ratio", "p99 ms", "with", "hop CPU", "with",
              "hop MB", "with", "what it was answered"]]  # fmt: skip
     for row in result["rows"]:
@@ -176,14 +177,7 @@ def in_words(result: dict[str, Any]) -> str:
             f"{a['cpu'][hop]:.2f}", f"{b['cpu'][hop]:.2f}", f"{a['peak_mb'][hop]:.0f}",
             f"{b['peak_mb'][hop]:.0f}", answers,
         ])  # fmt: skip
-    return "\n".join([
-        f"{host['cpu']}, {host['cores']} cores, {host['os']}, upseal ({host['revision']}), "
-        f"{host['when']}", result["command"], "", table(head, tuple(range(2, 11))),
-    ])  # fmt: skip
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    return "\n".join([*machine.heading(result), "", table(head, tuple(range(2, 11)))])
 
 
 def arguments() -> argparse.Namespace:
@@ -213,8 +207,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="upseal-floods-") as folder, \
             Site(Path(folder), 3, 5.0) as site:  # fmt: skip
         result = {
-            "host": machine.facts(), "rows": measure(site, args),
-            "command": " ".join(["python", *sys.argv]),
+            "host": machine.facts(), "load": os.getloadavg(), "parts": {},
+            "command": " ".join(["python", *sys.argv]), "rows": measure(site, args),
         }  # fmt: skip
     print(in_words(result))
     machine.save(args.json, "floods", **result)

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +66,31 @@ def facts() -> dict[str, Any]:
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def heading(result: dict[str, Any]) -> list[str]:
+    """Machine, versions, load and command of a result, as lines for people.
+
+    Of ``result``: ``host`` (`facts`), ``parts`` (more versions), ``load`` before, ``command``;
+    ``drift`` of the clock where there is one.
+    """
+    host = result["host"]
+    versions = {**host["versions"], **result["parts"]}
+    load = "load before " + " ".join(f"{part:.2f}" for part in result["load"])
+    drift = f"; drift {100 * result['drift']:.0f}%" if "drift" in result else ""
+    return [
+        f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']:g} GiB, {host['os']}",
+        f"upseal {versions.pop('upseal', '?')} ({host['revision']}), {host['engine']['engine']} "
+        f"engine ({host['engine']['backend']})",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"{host['when']}, {load}{drift}",
+        result["command"],
+    ]
+
+
+def say(text: str) -> None:
+    """Where a long run is, for whoever waits for it."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def save(path: str | None, kind: str, **content: Any) -> None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """For the tests of the agent: folders of enrolled agents, and a parent that can be told to lie."""
 
-import hashlib
 import threading
 import time
 from contextlib import contextmanager
 
-from fleet_relay_support import Parent, eventually
+from fleet_relay_support import Parent, eventually, hop_of
 from fleet_support import Site
 from starlette.responses import PlainTextResponse, Response
 
@@ -15,7 +14,7 @@ from upseal.fleet import jws
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.membership import SPOOL_KEY, TRUST, Membership
 from upseal.fleet.agent.settings import Settings
-from upseal.fleet.credentials import HopCheck, HopRefused
+from upseal.fleet.credentials import HopCheck
 from upseal.fleet.http import results
 from upseal.fleet.http.apps import read_body
 from upseal.fleet.http.problems import Problem
@@ -75,11 +74,7 @@ class AgentParent(Parent):
 
     async def _hop(self, request):
         body = await read_body(request, 64 << 20)
-        digest, now = hashlib.sha256(body).digest(), int(time.time() * 1000) + self.clock
-        try:
-            self.hops.check(request.headers, "POST", request.url.path, digest, now)
-        except HopRefused as refused:
-            raise Problem(refused.problem) from None
+        hop_of(self.hops, request, body, self.clock)
         return body
 
     def _said(self, path):

@@ -5,13 +5,14 @@ What it opens, stores and receipts is real. It is small, since an honest server 
 lie.
 """
 
-import hashlib
 import io
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import pytest
 from fleet_agent_support import AgentParent, agent_of, eventually
+from fleet_relay_support import hop_of
+from fleet_support import Site
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -20,7 +21,6 @@ from upseal.core import header as headers
 from upseal.core.session import SALT
 from upseal.fleet.agent import sender
 from upseal.fleet.agent.uploads import sending
-from upseal.fleet.credentials import HopRefused
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
 from upseal.fleet.http.serving import in_thread
@@ -31,6 +31,8 @@ from upseal.fleet.uploads.words import Announcement, is_announcement
 
 MARK = b"sesame-plaintext-marker "
 PIECE = 64 << 10
+ROOM = {"uploads": {"min_free": 0, "piece": PIECE}}
+"""Settings of an agent."""
 
 
 def pattern(size, mark=MARK):
@@ -89,19 +91,10 @@ class UploadParent(AgentParent):
             problem = self.refuse_upload(request)
             if problem is not None:
                 raise problem
-        digest, now = hashlib.sha256(covered).digest(), self.now()
-        try:
-            hop = self.hops.check(request.headers, request.method, request.url.path, digest, now)
-        except HopRefused as refused:
-            raise Problem(refused.problem) from None
+        hop = hop_of(self.hops, request, covered, self.clock)
         self.senders.add(hop.hop_id)
         self.moves.append((request.method, int(request.headers.get("content-length") or 0)))
         return hop
-
-    def now(self):
-        import time
-
-        return int(time.time() * 1000) + self.clock
 
     # -- what becomes of them
 
@@ -195,6 +188,23 @@ def quickly(monkeypatch):
     monkeypatch.setattr(sending, "_POLL_LEAST", 0.02)
 
 
+@contextmanager
+def agents_below(site, tmp_path, url, *, started):
+    """Gives what begins another agent there, with `ROOM`; ends them all."""
+    with ExitStack() as stack:
+
+        def begin(name="agent", started=started, **changes):
+            changes = {**ROOM, **changes}
+            agent = agent_of(site, tmp_path, url, started=started, name=name, **changes)
+            return stack.enter_context(agent)
+
+        yield begin
+
+
+def row_of(agent, upload):
+    return agent.uploads.ledger.find(bytes.fromhex(upload))
+
+
 def salt_and_header(body):
     """What must never be the same in two bodies that hold anything else."""
     raw = headers.parse(body[: 1 << 16]).raw
@@ -230,7 +240,36 @@ def consistent(agent):
     return counters
 
 
+# -- fixtures: a file of tests takes those it wants, as in ``site = common.site`` --------------
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    quickly(monkeypatch)
+
+
+@pytest.fixture
+def site():
+    made = Site()
+    made.enable()
+    return made
+
+
+@pytest.fixture(scope="module")
+def above(tmp_path_factory):
+    """One server for all tests: to start and stop one takes longer than most of them."""
+    with upload_parent(Site(), tmp_path_factory.mktemp("parent")) as started:
+        yield started
+
+
+@pytest.fixture
+def parent(above, site):
+    above.adopt(site)
+    return above
+
+
 __all__ = [
-    "MARK", "PIECE", "agent_of", "consistent", "ended", "eventually", "pattern", "quickly",
-    "salt_and_header", "threading", "upload_parent",
+    "MARK", "PIECE", "ROOM", "above", "agent_of", "agents_below", "consistent", "ended",
+    "eventually", "parent", "pattern", "quick", "quickly", "row_of", "salt_and_header", "site",
+    "upload_parent",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 
+from fleet_world import enrolled, eventually
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -24,6 +25,8 @@ from upseal.fleet.http.metrics import Metrics
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
 from upseal.fleet.identity import SigningKey
+from upseal.fleet.relay.settings import Settings as RelaySettings
+from upseal.fleet.relay.state import enrol as enrol_relay
 from upseal.fleet.relay.uplink import Uplink
 from upseal.fleet.units import (
     Receipt,
@@ -38,6 +41,11 @@ from upseal.fleet.units import (
 )
 
 LIES = ("change", "drop", "double", "reorder", "replay", "forge", "garbage", "refuse")
+REFUSAL = {
+    "sub": "server", "accepts_sealed": False, "accepts_clear": True, "decrypts": False,
+    "key_ids": [], "serial": 99, "iat": 1, "exp": 1 << 45, "parent": None,
+}  # fmt: skip
+"""Capabilities: the server takes no sealed reports."""
 
 
 class Liar:
@@ -46,6 +54,7 @@ class Liar:
     def __init__(self, folder, parent, chance):
         me = Credentials.load(folder)
         self.chance, self.key, self.deployment = chance, SigningKey.generate(), me.deployment
+        self.identity = me.identity
         self.client = Client(parent, 10.0)
         self.uplink = self.honest = Uplink(self.client, me.credential, me.hop)
         self.lie = self.manifest = self.capabilities = None
@@ -69,6 +78,16 @@ class Liar:
 
     def close(self):
         self.client.close()
+
+    def tell_the_truth(self):
+        """From now on, by its own parent."""
+        self.lie = self.manifest = self.capabilities = None
+        self.uplink = self.honest
+
+    def draw(self, body):
+        """For ``lie``: one of all kinds, and rather one that was told less often."""
+        fewest = min(self.told[lie] for lie in LIES)
+        return self.chance.choice([lie for lie in LIES if self.told[lie] <= fewest + 1])
 
     # -- what agents ask for
 
@@ -232,3 +251,27 @@ class Liar:
         """Not signed by anybody."""
         problem = Problem("sealed-not-accepted", "send it in clear, please")
         return Result.failed(body_id(body), problem)
+
+
+def liar_of(world, stack, folder, chance, kind=Liar, *, url=None):
+    """Enrols one, at the world's address for agents unless told otherwise."""
+    url, token = url or world.url, world.token("relay")
+    enrolled(lambda: enrol_relay(RelaySettings(url, folder, folder.name), token))
+    liar = kind(folder, url, chance)
+    stack.callback(liar.close)
+    return liar
+
+
+def tell_all(world, least, count):
+    """Each kind of lie so often, drawn at random, while ``count`` reports come at a time."""
+    liar = world.liar
+    liar.told.clear()
+    liar.lie = liar.draw
+    round_ = 0
+    while min(liar.told[lie] for lie in LIES) < least:
+        round_ += 1
+        assert round_ < 100, liar.told
+        world.report(count)
+        told = sum(liar.told.values())
+        eventually(lambda told=told: sum(liar.told.values()) >= told + 3, "lies")
+    print(dict(liar.told))

@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
+
+import fleet_support
 
 PATIENCE = 60
 
@@ -20,13 +22,8 @@ def seed_of(name):
     return random.Random(seed)
 
 
-def eventually(holds, what="it", seconds=PATIENCE):
-    """Waits until it holds; gives what it gave."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
-        time.sleep(0.05)
-    return found
+eventually = partial(fleet_support.eventually, pause=0.05)
+"""Of processes: they need the machine meanwhile."""
 
 
 class Node:

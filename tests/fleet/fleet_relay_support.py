@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import json
 import threading
-import time
 from contextlib import contextmanager
 
+from fleet_support import eventually, now_ms
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -61,13 +61,13 @@ QUICK = {
 """Settings by which nothing is waited for long."""
 
 
-def eventually(holds, seconds=60):
-    """Waits until it holds; gives what it gave."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
-    return found
+def hop_of(hops, request, covered, ahead=0):
+    """Who has sent a request, by its proof and a clock that is so many milliseconds ahead."""
+    digest, now = hashlib.sha256(covered).digest(), now_ms() + ahead
+    try:
+        return hops.check(request.headers, request.method, request.url.path, digest, now)
+    except HopRefused as refused:
+        raise Problem(refused.problem) from None
 
 
 class Parent:
@@ -144,12 +144,7 @@ class Parent:
 
     async def _hop(self, request):
         body = await read_body(request, 64 << 20)
-        digest, now = hashlib.sha256(body).digest(), int(time.time() * 1000)
-        try:
-            hop = self.hops.check(request.headers, "POST", request.url.path, digest, now)
-        except HopRefused as refused:
-            raise Problem(refused.problem) from None
-        assert hop.role == "relay"
+        assert hop_of(self.hops, request, body).role == "relay"
         return body
 
     async def _units(self, request):
@@ -179,7 +174,7 @@ class Parent:
         return PlainTextResponse("".join(f"{token}\n" for token in tokens))
 
     async def _capabilities(self, request):
-        now = int(time.time() * 1000)
+        now = now_ms()
         claims = {
             "sub": "server", "accepts_sealed": True, "accepts_clear": True, "decrypts": True,
             "key_ids": [], "serial": 1, "iat": now, "exp": now + 3_600_000, "parent": None,
@@ -196,7 +191,7 @@ class Parent:
             found = open_enrol_request(body, self.site.enrol_opener(), self.site.deployment)
         except (OpenError, ValueError):
             raise Problem("token", "used", retry_after=7) from None
-        answer = enrolled_answer(found, self.site.receipt, int(time.time() * 1000))
+        answer = enrolled_answer(found, self.site.receipt, now_ms())
         return PlainTextResponse(answer, media_type="application/jose")
 
     async def _relay(self, request):
@@ -335,6 +330,6 @@ def senders(site, url, count=1):
 
 
 __all__ = [
-    "Parent", "Sender", "Status", "Trust", "b64url", "eventually", "load_object", "make_folder",
-    "parent_of", "relay_of", "running", "senders", "settings_for",
+    "Parent", "Sender", "Status", "Trust", "b64url", "eventually", "hop_of", "load_object",
+    "make_folder", "parent_of", "relay_of", "running", "senders", "settings_for",
 ]  # fmt: skip

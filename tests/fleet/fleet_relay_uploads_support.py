@@ -14,14 +14,14 @@ import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from fleet_relay_support import Parent, eventually, relay_of
-from fleet_support import now_ms
+import pytest
+from fleet_relay_support import Parent, eventually, hop_of, relay_of
+from fleet_support import Site, readings
 from starlette.responses import Response
 
 from upseal import OpenError, Sealer, UnknownRecipient, open_file
-from upseal.fleet.credentials import HopRefused
 from upseal.fleet.http import results
 from upseal.fleet.http.apps import application
 from upseal.fleet.http.client import Unreachable
@@ -147,13 +147,7 @@ class FileParent(Parent):
     async def _file_hop(self, request, proven):
         while request.method == "PATCH" and self.holding():
             await asyncio.sleep(0.01)
-        digest = hashlib.sha256(proven).digest()
-        try:
-            hop = self.hops.check(
-                request.headers, request.method, request.url.path, digest, now_ms()
-            )
-        except HopRefused as refused:
-            raise Problem(refused.problem) from None
+        hop = hop_of(self.hops, request, proven)
         if request.method == "POST":
             self.begun.append(request.headers["upload-metadata"])
         self.last_hop = hop
@@ -297,12 +291,48 @@ def settled(relay):
 
 
 def metrics(relay):
-    lines = relay.meters.metrics.render().decode().splitlines()
-    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-    return {name.removeprefix("upseal_relay_"): float(value) for name, _, value in pairs}
+    found = readings(relay.meters.metrics.render().decode())
+    return {name.removeprefix("upseal_relay_"): value for name, value in found.items()}
 
 
 def own(site, tmp_path, parent, name, **changes):
     """Another relay, with settings of its own."""
     changes["uploads"] = {**UPLOADS_QUICK, **changes.pop("uploads", {})}
     return relay_of(site, tmp_path, parent.url, name, **changes)
+
+
+@contextmanager
+def house_of(folder, *names):
+    """A parent, and relays by these names: ``decrypting`` is one. Gives (site, parent, relays)."""
+    site = Site()
+    site.enable()
+    with ExitStack() as stack:
+        parent = stack.enter_context(file_parent(site, folder / "parent"))
+        relays = [
+            stack.enter_context(own(site, folder, parent, name, decrypting=name == "decrypting"))
+            for name in names
+        ]
+        yield site, parent, relays
+
+
+# -- fixtures: a file of tests that has a ``house`` takes those it wants, as in
+# ``site = common.site``
+
+
+@pytest.fixture
+def site(house):
+    return house[0]
+
+
+@pytest.fixture
+def parent(house):
+    house[1].reset()
+    house[1].forget()
+    return house[1]
+
+
+@pytest.fixture
+def decrypting(house, parent):
+    """The last of the relays."""
+    yield house[2][-1]
+    settled(house[2][-1])

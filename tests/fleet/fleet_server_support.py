@@ -3,8 +3,10 @@
 
 import os
 import threading
-import time
 from contextlib import contextmanager
+from functools import partial
+
+from fleet_support import eventually, now_ms, readings
 
 from upseal import Sealer
 from upseal.fleet.admin.deployment import Deployment
@@ -28,19 +30,7 @@ from upseal.fleet.units import (
 PATIENCE = 30.0
 
 
-def until(condition, what="it", seconds=PATIENCE):
-    """Waits for a condition, and gives what it gave."""
-    end = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
-
-
-def now_ms():
-    return time.time_ns() // 1_000_000
+until = partial(eventually, seconds=PATIENCE, pause=0.02)
 
 
 class Site:
@@ -121,9 +111,7 @@ class Site:
 
     def metrics(self):
         """Name and labels: value."""
-        lines = self.get("/metrics").body.decode().splitlines()
-        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-        return {name: float(value) for name, _, value in pairs}
+        return readings(self.get("/metrics").body.decode())
 
     def token(self, role="agent"):
         with self.admin() as deployment:

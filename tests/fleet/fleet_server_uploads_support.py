@@ -6,7 +6,8 @@ import io
 import os
 from dataclasses import dataclass, replace
 
-from fleet_server_support import clear, now_ms, until
+import pytest
+from fleet_server_support import Site, clear, now_ms, until
 
 from upseal import Sealer, seal_file
 from upseal.fleet.credentials import prove
@@ -14,6 +15,8 @@ from upseal.fleet.http.client import Client
 from upseal.fleet.http.results import State
 from upseal.fleet.policy import Reason
 from upseal.fleet.server.store import alarms, uploads
+from upseal.fleet.server.uploads import working
+from upseal.fleet.uploads.shelf import ShelfLimits
 from upseal.fleet.uploads.words import (
     UPLOADS,
     Announcement,
@@ -21,6 +24,8 @@ from upseal.fleet.uploads.words import (
     path_of,
     proven,
 )
+
+LIMITS = ShelfLimits(1 << 30, 1 << 30, 64, 1.0, 3600.0, 1)
 
 
 def sealed_bytes(site, data, recipients=None, context=None):
@@ -163,3 +168,25 @@ def content(site, row):
 def alarmed(site):
     with site.store() as store, store.reading() as db:
         return {(alarm.kind, alarm.subject) for alarm in alarms.listing(db)}
+
+
+def enrol_relay(site, name="relay-1"):
+    return site.enrol(name, role="relay", decrypts=False, accepts_sealed=True)
+
+
+# -- fixtures: a file of tests takes those it wants, as in ``live = common.live`` ----------------
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """With a server, for tests that leave it as it was."""
+    made = Site(tmp_path_factory.mktemp("live") / "deployment")
+    made.enable()
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What fits nothing is judged at once."""
+    monkeypatch.setattr(working, "GRACE", 0.0)

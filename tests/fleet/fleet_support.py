@@ -38,6 +38,21 @@ def now_ms():
     return int(time.time() * 1000)
 
 
+def eventually(holds, what="it", seconds=60, *, pause=0.01):
+    """Waits until it holds, and gives what it gave; looks again after each pause (seconds)."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(pause)
+    return found
+
+
+def readings(text):
+    """Of a page of metrics: name and labels, and the value."""
+    pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
 def moment(milliseconds):
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
 

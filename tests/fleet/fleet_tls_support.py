@@ -8,7 +8,7 @@ import os
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 class TlsAuthority:
@@ -42,7 +42,8 @@ class TlsAuthority:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def make(self, name, *, key_file=None):
-        """A new certificate for 127.0.0.1 with its key, in place of one of that name."""
+        """A new certificate for 127.0.0.1, as server and as client, with its key, in place of one
+        of that name."""
         key = ec.generate_private_key(ec.SECP256R1())
         here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -50,7 +51,10 @@ class TlsAuthority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )  # fmt: skip
-        certificate = self._sign(subject, key, (here, False))
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        certificate = self._sign(
+            subject, key, (here, False), (x509.ExtendedKeyUsage(usages), False)
+        )
         file = self.folder / f"{name}.pem"
         if key_file is None:
             replace(file, certificate + private)

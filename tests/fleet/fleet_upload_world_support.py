@@ -8,13 +8,11 @@ other: what is lost, doubled or in the wrong place is seen, and what is in clear
 import hashlib
 import os
 import random
-import shutil
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from fleet_nodes import eventually, forms
 from fleet_world import make_world
 
@@ -192,39 +190,6 @@ def offset_at(node, given):
             if given.upload.encode() in path.read_bytes():
                 return path.with_suffix(".part").stat().st_size
     return 0
-
-
-class SmallDisk:
-    """A folder on a tmpfs of its own, with what was in it, and with room for so many bytes more."""
-
-    def __init__(self, world, folder, room):
-        self.folder, self.filler = folder, folder / "filler"
-        kept = folder.with_name(f"{folder.name}.kept")
-        folder.mkdir(exist_ok=True)
-        shutil.copytree(folder, kept)
-        there = sum(path.stat().st_size + 4096 for path in kept.rglob("*"))
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={there + room},mode=0700", "tmpfs", folder],
-            capture_output=True,
-        )
-        if mounted.returncode:
-            shutil.rmtree(kept)
-            pytest.skip("needs a root who may mount a tmpfs")
-        world.stack.callback(lambda: subprocess.run(["umount", "-l", folder], check=True))
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        shutil.rmtree(kept)
-
-    def fill(self):
-        with open(self.filler, "ab", buffering=0) as file:
-            for size in (1 << 16, 4096, 1):  # to the last byte
-                with suppress(OSError):
-                    while True:
-                        file.write(b"x" * size)
-
-    def empty(self):
-        """There is room again, for all that may come."""
-        self.filler.unlink()
-        subprocess.run(["mount", "-o", "remount,size=1g", self.folder], check=True)
 
 
 def search_files(world):

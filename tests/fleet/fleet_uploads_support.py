@@ -11,20 +11,21 @@ import hashlib
 import http.client
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fleet_support
+from fleet_relay_support import hop_of
 from fleet_support import Site, now_ms
 
-from upseal.fleet.credentials import HopCheck, HopRefused, prove
+from upseal.fleet.credentials import HopCheck, prove
 from upseal.fleet.http.apps import application
 from upseal.fleet.http.client import Client
 from upseal.fleet.http.metrics import Metrics
-from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.serving import in_thread
 from upseal.fleet.relay.uplink import Uplink
 from upseal.fleet.uploads.shelf import Shelf, ShelfLimits
@@ -35,6 +36,7 @@ PIECE = 64 << 10
 TUS = {"tus-resumable": "1.0.0"}
 AGENT, OTHER, RELAY = b"a" * 16, b"b" * 16, b"r" * 16
 SITE = Site()
+eventually = partial(fleet_support.eventually, seconds=20)
 
 
 def limits(**changes):
@@ -47,17 +49,6 @@ def limits(**changes):
 
 def ticket_of(data, form="sealed", upload=None):
     return Ticket(upload or os.urandom(16), hashlib.sha256(data).digest(), form, len(data))
-
-
-def eventually(found, seconds=20):
-    """What it gives, as soon as that is true."""
-    end = time.monotonic() + seconds
-    while True:
-        value = found()
-        if value:
-            return value
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
 
 
 class There:
@@ -77,13 +68,7 @@ class There:
         self.app = application(self.tus.routes(), metrics=self.metrics, budget=budget)
 
     async def authenticate(self, request, body):
-        digest = hashlib.sha256(body).digest()
-        try:
-            hop = self.hops.check(
-                request.headers, request.method, request.url.path, digest, now_ms()
-            )
-        except HopRefused as refused:
-            raise Problem(refused.problem) from None
+        hop = hop_of(self.hops, request, body)
         self.heard.append((request.method, request.url.path))
         return hop
 

@@ -5,12 +5,11 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from fleet_admin_support import World, dump, new_ca, snapshot
-from fleet_server_support import Site
+from fleet_server_support import Site, now_ms
 
 from upseal import PrivateKey
 from upseal.cli import admin_clients, admin_common, main
@@ -19,8 +18,6 @@ from upseal.fleet.credentials import Token
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.policy import Level
 from upseal.fleet.server.overview.census import FILTERS
-
-NOW = time.time_ns() // 1_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +56,7 @@ def site(run, tmp_path, monkeypatch):
 def world(site):
     """What clients and relays do there, by the real clock."""
     made = World(site.parent / "world", template=site)
-    made.now = time.time_ns() // 1_000_000  # that of `site`, however long ago this was imported
+    made.now = now_ms()  # that of `site`
     made.close()
     made.folder = site
     made.deployment = made.open()
@@ -137,9 +134,10 @@ def test_dry_runs_write_nothing(run, site, world):
 def test_tokens(run, site):
     lines = run("token", "--uses", "2", "--role", "relay", "--expires", "30m").split()
     assert len({Token.decode(line).secret for line in lines}) == 2
+    now = now_ms()
     found = run("token", "--json")
     assert len(found["tokens"]) == 1
-    assert 86_300_000 < found["expires"] - NOW < 86_500_000 + 600_000
+    assert 86_300_000 < found["expires"] - now < 86_500_000 + 600_000
 
 
 def test_relays(run, site, world):
@@ -206,7 +204,7 @@ def test_retire(run, site, world):
 
 
 def test_the_ca(run, site, tmp_path):
-    certificate, key = new_ca(tmp_path, "Next", NOW)
+    certificate, key = new_ca(tmp_path, "Next", now_ms())
     run("renew", "--ca-cert", certificate, code=2)
     assert "CN=Next upseal CA" in run("renew", "--ca-cert", certificate, "--ca-key", key)
     run("init", "-d", tmp_path / "b", "--ca-cert", certificate, code=2)

@@ -7,21 +7,22 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from itertools import product
 
+import fleet_agent_uploads_support as common
 import pytest
 from fleet_agent_support import make_folder, settings_for
 from fleet_agent_uploads_support import (
     PIECE,
-    agent_of,
+    ROOM,
+    agents_below,
     consistent,
     ended,
     eventually,
     pattern,
-    quickly,
+    row_of,
     salt_and_header,
-    threading,
-    upload_parent,
 )
 from fleet_support import Site
 from support import wait_for_children
@@ -40,47 +41,14 @@ from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
 from upseal.fleet.policy import Absent, Certificate, Level, Parent, decide
 
-ROOM = {"uploads": {"min_free": 0, "piece": PIECE}}
 SIZE = 3 * PIECE + 17
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    quickly(monkeypatch)
-
-
-@pytest.fixture
-def site():
-    made = Site()
-    made.enable()
-    return made
-
-
-@pytest.fixture(scope="module")
-def above(tmp_path_factory):
-    with upload_parent(Site(), tmp_path_factory.mktemp("parent")) as started:
-        yield started
-
-
-@pytest.fixture
-def parent(above, site):
-    above.adopt(site)
-    return above
+quick, site, above, parent = common.quick, common.site, common.above, common.parent
 
 
 @pytest.fixture
 def run(site, parent, tmp_path):
-    agents = []
-
-    def begin(name="agent", started=False, **changes):
-        changes = {**ROOM, **changes}
-        manager = agent_of(site, tmp_path, parent.url, started=started, name=name, **changes)
-        agents.append(manager)
-        return manager.__enter__()
-
-    yield begin
-    for manager in agents:
-        manager.__exit__(None, None, None)
+    with agents_below(site, tmp_path, parent.url, started=False) as begin:
+        yield begin
 
 
 @pytest.fixture
@@ -88,10 +56,6 @@ def file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(pattern(SIZE))
     return path
-
-
-def row_of(agent, upload):
-    return agent.uploads.ledger.find(bytes.fromhex(upload))
 
 
 def moved(parent):

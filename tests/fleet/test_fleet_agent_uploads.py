@@ -3,22 +3,23 @@
 
 import dataclasses
 import os
+import threading
 import time
 
+import fleet_agent_uploads_support as common
 import pytest
 from fleet_agent_support import capabilities, make_folder, settings_for
 from fleet_agent_uploads_support import (
     MARK,
     PIECE,
-    agent_of,
+    ROOM,
+    agents_below,
     consistent,
     ended,
     eventually,
     pattern,
-    quickly,
+    row_of,
     salt_and_header,
-    threading,
-    upload_parent,
 )
 from fleet_server_support import Site as RealSite
 from fleet_server_uploads_support import content, rows
@@ -42,49 +43,15 @@ from upseal.fleet.policy import Level
 from upseal.fleet.units import Receipt, Status, signed_receipt
 from upseal.fleet.uploads.words import Announcement
 
-ROOM = {"uploads": {"min_free": 0, "piece": PIECE}}
 SIZE = 5 * PIECE + 123
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    quickly(monkeypatch)
-
-
-@pytest.fixture
-def site():
-    made = Site()
-    made.enable()
-    return made
-
-
-@pytest.fixture(scope="module")
-def above(tmp_path_factory):
-    """One server for all tests: to start and stop one takes longer than most of them."""
-    with upload_parent(Site(), tmp_path_factory.mktemp("parent")) as started:
-        yield started
-
-
-@pytest.fixture
-def parent(above, site):
-    above.adopt(site)
-    return above
+quick, site, above, parent = common.quick, common.site, common.above, common.parent
 
 
 @pytest.fixture
 def run(site, parent, tmp_path):
     """An agent below the parent."""
-    agents = []
-
-    def begin(name="agent", started=True, **changes):
-        changes = {**ROOM, **changes}
-        manager = agent_of(site, tmp_path, parent.url, started=started, name=name, **changes)
-        agents.append(manager)
-        return manager.__enter__()
-
-    yield begin
-    for manager in agents:
-        manager.__exit__(None, None, None)
+    with agents_below(site, tmp_path, parent.url, started=True) as begin:
+        yield begin
 
 
 @pytest.fixture
@@ -92,10 +59,6 @@ def file(tmp_path):
     path = tmp_path / "a file of mine"
     path.write_bytes(pattern(SIZE))
     return path
-
-
-def row_of(agent, upload):
-    return agent.uploads.ledger.find(bytes.fromhex(upload))
 
 
 def on_disk(agent):

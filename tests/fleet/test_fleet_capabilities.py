@@ -5,12 +5,11 @@ import dataclasses
 import json
 import os
 import stat
-import time
 
 import pytest
 from fleet_agent_support import agent_of, capabilities, drained, eventually, parent_above
 from fleet_relay_support import parent_of, relay_of
-from fleet_support import Site
+from fleet_support import Site, now_ms
 
 from upseal.cli import main
 from upseal.fleet import jws
@@ -21,10 +20,6 @@ from upseal.fleet.settings import SettingsError, checked_parents
 
 URL = "http://parent:1"
 HOUR = 3_600_000
-
-
-def now_ms():
-    return int(time.time() * 1000)
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 
 import mmap
 import resource
-import shutil
 import struct
 import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
+from fleet_disks import SmallDisk
 from fleet_world import eventually, make_world
 
 from upseal.fleet.agent.agent import Agent
@@ -186,40 +186,6 @@ def test_files_that_may_not_grow_at_the_agent(world):
     world.check()
 
 
-class SmallDisk:
-    """A process's folder on a small tmpfs, which a filler file fills."""
-
-    def __init__(self, world, node):
-        self.node, self.filler = node, node.folder / "filler"
-        kept = node.folder.with_name(node.folder.name + ".kept")
-        node.stop()
-        shutil.copytree(node.folder, kept)
-        options = f"size={DISK},mode=0700"
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", node.folder], capture_output=True
-        )
-        if mounted.returncode:
-            node.start()
-            pytest.skip("needs a root who may mount a tmpfs")
-        world.stack.callback(
-            lambda: subprocess.run(["umount", "-l", node.folder], check=True, capture_output=True)
-        )
-        shutil.copytree(kept, node.folder, dirs_exist_ok=True)
-        shutil.rmtree(kept)
-
-    def fill(self):
-        with open(self.filler, "wb", buffering=0) as file:
-            for size in (1 << 16, 4096, 1):  # to the last byte
-                try:
-                    while True:
-                        file.write(b"x" * size)
-                except OSError:
-                    pass
-
-    def empty(self):
-        self.filler.unlink()
-
-
 def refusals(world, name):
     """How often whoever stands behind this proxy has said that it takes nothing now."""
     return sum(data.count(b"HTTP/1.1 503") for data in world.proxies[name].recorded())
@@ -237,7 +203,7 @@ def go_on_at_once(world, node):
 def test_a_full_disk_above(world, name):
     """Refused with 503 and kept below; it goes on when there is room, in the same process."""
     node = world.nodes[name]
-    disk = SmallDisk(world, node)
+    disk = SmallDisk(world, node, DISK)
     node.start()
     world.report(5)
     world.check(wire=False)
@@ -257,7 +223,7 @@ def test_a_full_disk_at_the_agent(world):
     """Reports are refused, and so not made; what had been taken before arrives all the same."""
     member = world.members["ahead"]
     member.agent.close()
-    disk = SmallDisk(world, member.node)
+    disk = SmallDisk(world, member.node, DISK)
     member.agent = Agent(Settings.load(member.folder / "agent.toml"))
     world.stack.callback(member.agent.close)
     marker = world.marker(secret=True)

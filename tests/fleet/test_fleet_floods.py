@@ -11,6 +11,7 @@ import psutil
 import pytest
 from fleet_flood_support import THERE, Enrolled, Flood
 from fleet_modes import Mode
+from fleet_support import readings
 from fleet_world import World, enrolled, eventually
 
 from upseal import Sealer
@@ -105,9 +106,7 @@ def report(world, count=25):
 def metrics(world, name):
     host, port = world.nodes[name].address()
     with Client(f"http://{host}:{port}", 20.0) as client:
-        text = client.request("GET", "/metrics").body.decode()
-    pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-    return {series: float(value) for series, _, value in pairs}
+        return readings(client.request("GET", "/metrics").body.decode())
 
 
 def limited(found, name, limit):

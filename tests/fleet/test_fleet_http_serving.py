@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
+import fleet_support
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
@@ -26,6 +28,7 @@ from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.serving import Limits, in_thread, serve
 
 LIMIT = 100_000
+until = partial(fleet_support.eventually, seconds=20)
 
 
 async def count(request):
@@ -109,13 +112,6 @@ def metric(client, name):
     lines = client.request("GET", "/metrics").body.decode().splitlines()
     (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(name + " ")]
     return float(value)
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
 
 
 def test_health_readiness_and_metrics(client, why):

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client and server over TLS, each with a certificate of a common authority."""
 
-import datetime
-import ipaddress
-
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from fleet_tls_support import TlsAuthority
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -29,59 +23,8 @@ def build():
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     """Files: an authority's certificate; certificate and key of a server, and of an agent."""
-    folder = tmp_path_factory.mktemp("authority")
-    day = datetime.timedelta(days=1)
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certify(name, key, issuer, signer, *extensions):
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - day)
-            .not_valid_after(now + day)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False
-            )
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def named(text):
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca = folder / "ca.pem"
-    usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-    ca.write_bytes(
-        certify(
-            named("ca"),
-            ca_key,
-            named("ca"),
-            ca_key,
-            (x509.BasicConstraints(True, 0), True),
-            (x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False),
-            (usage, True),
-        )
-    )
-    files = [ca]
-    for who in ("server", "agent"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        file = folder / f"{who}.pem"
-        file.write_bytes(
-            certify(named(who), key, named("ca"), ca_key, (names, False))
-            + key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        files.append(file)
-    return files
+    made = TlsAuthority(tmp_path_factory.mktemp("authority"))
+    return made.file, made.make("server"), made.make("agent")
 
 
 def test_tls_and_client_certificates(authority):

@@ -3,12 +3,11 @@
 
 import json
 import sqlite3
-import time
 from contextlib import closing
 
 import pytest
 from fleet_page_support import add_client
-from fleet_server_support import Site, clear, until
+from fleet_server_support import Site, clear, now_ms, until
 from sqlalchemy import event, insert
 
 from upseal.cli import main
@@ -24,7 +23,6 @@ from upseal.fleet.units import Status
 
 A = b"A" * 16
 DAY = 86_400_000
-NOW = time.time_ns() // 1_000_000
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -51,10 +49,11 @@ def store(made):
 
 
 def unit(sequence, age_days, records=(b"one", b"two"), epoch=b"e" * 16):
+    now = now_ms()
     return units.NewUnit(
-        agent=A, epoch=epoch, sequence=sequence, stated=NOW, level=2, reason=0,
+        agent=A, epoch=epoch, sequence=sequence, stated=now, level=2, reason=0,
         digest=b"d%031d" % sequence, records=records, suite=1, key_id=b"k" * 8,
-        received=NOW - age_days * DAY,
+        received=now - age_days * DAY,
     )  # fmt: skip
 
 
@@ -82,6 +81,7 @@ def turn(store, days):
 
 
 def test_reports_go_after_their_days_and_not_before(store):
+    now = now_ms()
     put(store, unit(1, 40, (b"old", b"older")), unit(2, 31, ()), unit(3, 31, (b"same day",)))
     put(store, unit(4, 29, (b"young",)), unit(5, 0, (b"new",)))
     before = len(acts(store))
@@ -91,7 +91,7 @@ def test_reports_go_after_their_days_and_not_before(store):
     assert bodies(store) == [b"young", b"new"]
     (act,) = acts(store)[before:]
     assert (act["units"], act["reports"]) == (2, 3)
-    assert abs(act["received_before"] - (NOW - 30 * DAY)) < 600_000
+    assert abs(act["received_before"] - (now - 30 * DAY)) < 600_000
     turn(store, 30)  # nothing is left to do, and nothing is written about it
     assert len(acts(store)) == before + 1
     with store.reading() as db:
@@ -143,7 +143,7 @@ def test_what_is_kept_is_not_looked_through_while_writers_wait(store):
         pytest.skip("SQLite counts its steps")
     put(store, *(unit(i, 9) for i in range(5)))
     put(store, *(unit(i, 0, (b"new",)) for i in range(5, 5005)))
-    before = NOW - 8 * DAY
+    before = now_ms() - 8 * DAY
     with store.reading() as db:
         found = retention.due(db, before)
     steps = []
@@ -158,16 +158,17 @@ def test_what_is_kept_is_not_looked_through_while_writers_wait(store):
 
 
 def test_one_large_unit_is_one_transaction(store):
+    now = now_ms()
     put(store, unit(1, 40, tuple(b"%d" % i for i in range(6000))), unit(2, 40))
     with store.reading() as db:
-        due = retention.due(db, NOW)
+        due = retention.due(db, now)
     with store.writing() as db:
-        following = retention.drop(db, due.first, NOW)
+        following = retention.drop(db, due.first, now)
     assert bodies(store) == [b"one", b"two"]
     with store.writing() as db:
-        assert retention.drop(db, following, NOW) is not None
-        assert retention.drop(db, following + 2, NOW) is None
-        assert retention.due(db, NOW) is None
+        assert retention.drop(db, following, now) is not None
+        assert retention.drop(db, following + 2, now) is None
+        assert retention.due(db, now) is None
 
 
 def test_a_running_server_does_it(tmp_path, monkeypatch):
@@ -178,7 +179,7 @@ def test_a_running_server_does_it(tmp_path, monkeypatch):
         agent.send(clear(agent.unit(b"old", reason=Reason.NO_CERTIFICATE)))
         agent.send(clear(agent.unit(b"new", reason=Reason.NO_CERTIFICATE)))
     with site.store() as store, store.writing() as db:
-        db.exec_driver_sql(f"UPDATE units SET received = {NOW - 8 * DAY} WHERE sequence = 1")
+        db.exec_driver_sql(f"UPDATE units SET received = {now_ms() - 8 * DAY} WHERE sequence = 1")
     with site.running(), site.store() as store:
         until(lambda: bodies(store) == [b"new"])
         assert agent.send(clear(agent.unit(b"more", reason=Reason.NO_CERTIFICATE)))
@@ -229,7 +230,7 @@ def shared(tmp_path_factory):
 
 def sound(site, kind, subject=b"", times=1):
     with site.store() as store, store.writing() as db:
-        alarms.sound(db, kind, subject, {"n": 1}, NOW, times)
+        alarms.sound(db, kind, subject, {"n": 1}, now_ms(), times)
 
 
 def listed(admin, site, *args):
@@ -237,7 +238,7 @@ def listed(admin, site, *args):
 
 
 def test_alarms_are_acknowledged_and_come_back(shared, admin):
-    site = shared
+    site, began = shared, now_ms()
     agent = site.enrol("web-7")
     sound(site, "bad-signature", agent.agent, 3)
     sound(site, "cannot-open", agent.hop_id)
@@ -254,7 +255,7 @@ def test_alarms_are_acknowledged_and_come_back(shared, admin):
     assert (done["changed"], done["acknowledged"]) == (True, [one])
     assert {a["kind"] for a in listed(admin, site)} == {"cannot-open", "dead-letters-full"}
     everything = {a["kind"]: a for a in listed(admin, site, "--acknowledged")}
-    assert everything["bad-signature"]["acknowledged"] >= NOW
+    assert everything["bad-signature"]["acknowledged"] >= began
     assert everything["bad-signature"]["acknowledged_by"]
     assert everything["cannot-open"]["acknowledged"] is None
     status = admin(site, "status", "--json")
@@ -359,7 +360,7 @@ def test_counting_dead_letters_reads_none_of_them(store):
     with store.writing() as db:
         event.listen(db, "before_cursor_execute", note)
         deadletters.put(
-            db, id=bytes(32), body=b"x", hop=bytes(16), role="agent", received=NOW,
+            db, id=bytes(32), body=b"x", hop=bytes(16), role="agent", received=now_ms(),
             reason=deadletters.MISSING_KEY, key_id=None, total_quota=9, hop_quota=9,
         )  # fmt: skip
         deadletters.drop(db)

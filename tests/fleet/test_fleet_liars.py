@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 from fleet_forgeries import attacks, manifests_of
-from fleet_liar import LIES, Liar
+from fleet_liar import REFUSAL, liar_of, tell_all
 from fleet_world import enrolled, eventually, make_world, seed_of
 
 from upseal.fleet import jws
@@ -25,15 +25,6 @@ from upseal.fleet.units import body_kind, parse_clear, parse_rows
 SEALED, WITHHELD = "sealed", "withheld"
 
 
-def liar_of(world, stack, name, url, chance):
-    folder = world.folder / name
-    token = world.token("relay")
-    enrolled(lambda: enrol_relay(RelaySettings(url, folder, name), token))
-    liar = Liar(folder, url, chance)
-    stack.callback(liar.close)
-    return liar
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """One decrypting relay above; the liar below it, in this process."""
@@ -42,7 +33,7 @@ def world(tmp_path_factory):
         ExitStack() as stack,
         make_world(tmp_path_factory.mktemp("fleet") / "world", agents={}, passing=False) as made,
     ):
-        made.liar = liar_of(made, stack, "liar", made.url, chance)
+        made.liar = liar_of(made, stack, made.folder / "liar", chance)
         address = stack.enter_context(in_thread(made.liar.app))
         for name, level in (("must", "required"), ("may", "optional"), ("plain", "none")):
             made.add_agent(name, level, address.url)
@@ -56,8 +47,7 @@ def world(tmp_path_factory):
 def honest_again(world):
     """Each test leaves an honest relay, and agents that need not wait after what failed."""
     yield
-    world.liar.lie = world.liar.manifest = world.liar.capabilities = None
-    world.liar.uplink = world.liar.honest
+    world.liar.tell_the_truth()
 
 
 def sealed_stay_sealed(world):
@@ -74,8 +64,7 @@ def sealed_stay_sealed(world):
 
 def all_well(world):
     """The honest way is back: all arrives, once; nobody sent in clear what is sealed."""
-    world.liar.lie = world.liar.manifest = world.liar.capabilities = None
-    world.liar.uplink = world.liar.honest
+    world.liar.tell_the_truth()
     sealed_stay_sealed(world)
     world.restart_agents()
     world.check()
@@ -104,23 +93,7 @@ def test_no_forged_receipt_is_believed(world):
 def test_lies_of_all_kinds(world):
     """Bodies are changed, dropped, doubled, in another order, old ones, refused, or answered by
     nonsense; each kind at least once, drawn at random."""
-    liar = world.liar
-    liar.told.clear()
-    chance = liar.chance
-
-    def draw(body):
-        fewest = min(liar.told[lie] for lie in LIES)
-        return chance.choice([lie for lie in LIES if liar.told[lie] <= fewest + 1])
-
-    liar.lie = draw
-    round_ = 0
-    while min(liar.told[lie] for lie in LIES) < 1:
-        round_ += 1
-        assert round_ < 100, liar.told
-        world.report(8)
-        told = sum(liar.told.values())
-        eventually(lambda told=told: sum(liar.told.values()) >= told + 3, "lies")
-    print(dict(liar.told))
+    tell_all(world, 1, 8)
     all_well(world)
     assert not world.alarms() & {"contradiction"}
 
@@ -128,20 +101,14 @@ def test_lies_of_all_kinds(world):
 def test_claims_not_to_accept_sealed_reports(world):
     """Not signed, or signed by a key that nobody certified: REQUIRED and OPTIONAL stay sealed."""
     liar = world.liar
-    claims = {
-        "sub": "server", "accepts_sealed": False, "accepts_clear": True, "decrypts": False,
-        "key_ids": [], "serial": 99, "iat": 1, "exp": 1 << 45, "parent": None,
-    }  # fmt: skip
-    own = json.loads((world.folder / "liar" / "enrolment.json").read_text())["agent"]
-    identity = SigningKey.from_pem((world.folder / "liar" / "identity.pem").read_bytes())
-    relay = {**claims, "sub": own}
+    own = {**REFUSAL, "sub": liar.identity.public.agent_id.hex()}
     words = [
-        json.dumps(claims),
-        jws.sign(claims, liar.key, jws.CAPABILITIES),
-        jws.sign(claims, liar.key, jws.CAPABILITIES, include_key=True),
-        jws.sign(relay, identity, jws.CAPABILITIES),  # enrolled, and in no manifest
+        json.dumps(REFUSAL),
+        jws.sign(REFUSAL, liar.key, jws.CAPABILITIES),
+        jws.sign(REFUSAL, liar.key, jws.CAPABILITIES, include_key=True),
+        jws.sign(own, liar.identity, jws.CAPABILITIES),  # enrolled, and in no manifest
         b64url(b'{"alg":"none","typ":"%s"}' % jws.CAPABILITIES.encode())
-        + "." + b64url(json.dumps(claims).encode()) + ".",
+        + "." + b64url(json.dumps(REFUSAL).encode()) + ".",
     ]  # fmt: skip
     for said in words:
         liar.told.clear()
@@ -205,7 +172,7 @@ def test_forwards_to_another_deployment(world, tmp_path):
         ExitStack() as stack,
         make_world(tmp_path / "other", agents={}, relays=False) as other,
     ):
-        there = liar_of(other, stack, "liar", other.url, liar.chance)
+        there = liar_of(other, stack, other.folder / "liar", liar.chance)
         first = len(liar.bodies)
         liar.uplink = there.uplink
         world.report(4)

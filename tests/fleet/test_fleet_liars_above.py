@@ -6,31 +6,20 @@ from contextlib import ExitStack
 
 import pytest
 from fleet_forgeries import attacks, manifests_of
-from fleet_liar import LIES, Liar
-from fleet_world import enrolled, eventually, make_world, seed_of
+from fleet_liar import REFUSAL, liar_of, tell_all
+from fleet_world import eventually, make_world, seed_of
 
 from upseal.fleet import jws
 from upseal.fleet.agent.membership import TRUST
 from upseal.fleet.capabilities import verified_hops
 from upseal.fleet.http.client import Client
 from upseal.fleet.http.serving import in_thread
-from upseal.fleet.identity import SigningKey
-from upseal.fleet.relay.settings import Settings as RelaySettings
-from upseal.fleet.relay.state import enrol as enrol_relay
 from upseal.fleet.trust import Trust
 from upseal.fleet.units import body_kind, parse_clear, parse_rows
 
 SEALED = "sealed"
 BELOW = {"decrypting": ("must", "may", "plain"), "passing": ("far", "open")}
 LEVELS = {"must": "required", "may": "optional", "plain": "none", "far": "required", "open": "none"}
-
-
-def liar_of(world, stack, folder, chance):
-    token = world.token("relay")
-    enrolled(lambda: enrol_relay(RelaySettings(world.url, folder, folder.name), token))
-    liar = Liar(folder, world.url, chance)
-    stack.callback(liar.close)
-    return liar
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +41,10 @@ def world(tmp_path_factory):
         yield made
 
 
-def honest(world):
-    world.liar.lie = world.liar.manifest = world.liar.capabilities = None
-    world.liar.uplink = world.liar.honest
-
-
 @pytest.fixture(autouse=True)
 def honest_again(world):
     yield
-    honest(world)
+    world.liar.tell_the_truth()
 
 
 def sealed_stay_sealed(world):
@@ -77,7 +61,7 @@ def sealed_stay_sealed(world):
 
 
 def all_well(world):
-    honest(world)
+    world.liar.tell_the_truth()
     sealed_stay_sealed(world)
     for name in BELOW:
         assert world.nodes[name].running
@@ -107,38 +91,18 @@ def test_no_forged_receipt_is_believed(world):
 
 def test_lies_of_all_kinds(world):
     """Each kind at least twice, drawn at random, while reports come."""
-    liar = world.liar
-    liar.told.clear()
-
-    def draw(body):
-        fewest = min(liar.told[lie] for lie in LIES)
-        return liar.chance.choice([lie for lie in LIES if liar.told[lie] <= fewest + 1])
-
-    liar.lie = draw
-    round_ = 0
-    while min(liar.told[lie] for lie in LIES) < 2:
-        round_ += 1
-        assert round_ < 100, liar.told
-        world.report(4)
-        told = sum(liar.told.values())
-        eventually(lambda told=told: sum(liar.told.values()) >= told + 3, "lies")
-    print(dict(liar.told))
+    tell_all(world, 2, 4)
     all_well(world)
 
 
 def test_claims_not_to_take_sealed_reports(world):
     """Not signed by who counts: relays hand nothing of it down, and nobody sends in clear."""
     liar = world.liar
-    claims = {
-        "sub": "server", "accepts_sealed": False, "accepts_clear": True, "decrypts": False,
-        "key_ids": [], "serial": 99, "iat": 1, "exp": 1 << 45, "parent": None,
-    }  # fmt: skip
-    own = json.loads((world.folder / "liar" / "enrolment.json").read_text())["agent"]
-    identity = SigningKey.from_pem((world.folder / "liar" / "identity.pem").read_bytes())
+    own = {**REFUSAL, "sub": liar.identity.public.agent_id.hex()}
     for said in (
-        json.dumps(claims),
-        jws.sign(claims, liar.key, jws.CAPABILITIES),
-        jws.sign({**claims, "sub": own}, identity, jws.CAPABILITIES),  # in no manifest
+        json.dumps(REFUSAL),
+        jws.sign(REFUSAL, liar.key, jws.CAPABILITIES),
+        jws.sign(own, liar.identity, jws.CAPABILITIES),  # in no manifest
     ):
         liar.told.clear()
         liar.capabilities, liar.lie = said, "refuse"

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
+import fleet_support
 import pytest
 
 from upseal.fleet.http.problems import Problem
@@ -24,6 +26,7 @@ from upseal.fleet.relay.rows import Stats
 
 HOP = b"h" * 16
 MANY = (1 << 30, 1000)
+eventually = partial(fleet_support.eventually, seconds=30)
 
 
 def named(*bodies):
@@ -54,13 +57,6 @@ def opened(tmp_path):
     yield make
     for queue in made:
         queue.close()
-
-
-def eventually(holds, seconds=30):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # -- in and out ----------------------------------------------------------------------

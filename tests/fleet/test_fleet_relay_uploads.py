@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 
+import fleet_relay_uploads_support as common
 import pytest
 from fleet_relay_support import (
     eventually,
@@ -27,8 +28,8 @@ from fleet_relay_uploads_support import (
     bring,
     create,
     delete,
-    file_parent,
     head,
+    house_of,
     metrics,
     own,
     patch,
@@ -50,45 +51,20 @@ from upseal.fleet.relay.settings import Settings, toml_of
 from upseal.fleet.settings import SettingsError
 
 CONTENT = os.urandom(200_000)
+site, parent, decrypting = common.site, common.parent, common.decrypting
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """A parent, a passing relay, and a decrypting one."""
-    site = Site()
-    site.enable()
-    folder = tmp_path_factory.mktemp("house")
-    with contextlib.ExitStack() as stack:
-        parent = stack.enter_context(file_parent(site, folder / "parent"))
-        relays = [
-            stack.enter_context(own(site, folder, parent, name, decrypting=decrypting))
-            for name, decrypting in (("passing", False), ("decrypting", True))
-        ]
-        yield site, parent, relays
-
-
-@pytest.fixture
-def site(house):
-    return house[0]
-
-
-@pytest.fixture
-def parent(house):
-    house[1].reset()
-    house[1].forget()
-    return house[1]
+    with house_of(tmp_path_factory.mktemp("house"), "passing", "decrypting") as made:
+        yield made
 
 
 @pytest.fixture
 def passing(house, parent):
     yield house[2][0]
     settled(house[2][0])
-
-
-@pytest.fixture
-def decrypting(house, parent):
-    yield house[2][1]
-    settled(house[2][1])
 
 
 # -- passing on --------------------------------------------------------------------------
@@ -326,7 +302,7 @@ def test_a_revoked_relay_keeps_what_it_has(site, parent, tmp_path):
         try:
             file = parent.file(sender, CONTENT)
             bring(sender, file)
-            eventually(lambda: relay.uplink.refusal == "revoked", 5)
+            eventually(lambda: relay.uplink.refusal == "revoked", seconds=5)
             assert relay.control.current().serial == believed
             assert "refuses" in relay.why_not_ready()
             assert state_of(sender, file) is State.PENDING

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 
+import fleet_relay_uploads_support as common
 import pytest
 from fleet_relay_support import eventually, make_folder, running, senders, settings_for
 from fleet_relay_uploads_support import (
@@ -14,6 +15,7 @@ from fleet_relay_uploads_support import (
     Status,
     bring,
     file_parent,
+    house_of,
     metrics,
     own,
     receipt_of,
@@ -32,36 +34,13 @@ from upseal.fleet.relay.wrapping import DiskFull, Stopped, Wraps
 from upseal.fleet.units import fleet_context
 
 CONTENT = os.urandom(200_000)
+site, parent, decrypting = common.site, common.parent, common.decrypting
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    site = Site()
-    site.enable()
-    folder = tmp_path_factory.mktemp("house")
-    with (
-        file_parent(site, folder / "parent") as parent,
-        own(site, folder, parent, "decrypting", decrypting=True) as relay,
-    ):
-        yield site, parent, relay
-
-
-@pytest.fixture
-def site(house):
-    return house[0]
-
-
-@pytest.fixture
-def parent(house):
-    house[1].reset()
-    house[1].forget()
-    return house[1]
-
-
-@pytest.fixture
-def decrypting(house, parent):
-    yield house[2]
-    settled(house[2])
+    with house_of(tmp_path_factory.mktemp("house"), "decrypting") as made:
+        yield made
 
 
 def test_clear_bodies_are_sealed_for_the_last_hop(site, parent, decrypting):

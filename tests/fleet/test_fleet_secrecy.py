@@ -3,14 +3,14 @@
 be followed through them by its unit's and bodies' names; and the manual names every metric.
 """
 
-import base64
 import json
 import re
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from fleet_nodes import eventually
+from fleet_nodes import eventually, forms
+from fleet_support import readings
 from fleet_world import make_world
 
 from upseal import PrivateKey
@@ -54,11 +54,9 @@ class Watched:
 
 def parsed(text):
     found = {}
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            series, _, value = line.rpartition(" ")
-            name, _, labels = series.partition("{")
-            found.setdefault(name, {})[labels.rstrip("}")] = float(value)
+    for each, value in readings(text).items():
+        name, _, labels = each.partition("{")
+        found.setdefault(name, {})[labels.rstrip("}")] = value
     return found
 
 
@@ -131,12 +129,8 @@ def metrics_of(world):
 
 def encodings(data):
     """How bytes may show up in a text."""
-    yield data
-    yield data.hex().encode()
+    yield from forms(data)
     yield data.hex().upper().encode()
-    for shift in range(3):
-        for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
-            yield alphabet(b"\0" * shift + data)[4 if shift else 0 : -4]
     yield str(int.from_bytes(data, "big")).encode()
     yield repr(data)[2:-1].encode()
 

@@ -10,15 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import fleet_server_uploads_support as common
 import pytest
 from fleet_server_support import Site, sealed, until
 from fleet_server_uploads_support import (
+    LIMITS,
     Upload,
     alarmed,
     announce,
     ask,
     content,
     create,
+    enrol_relay,
     finished,
     patch,
     put,
@@ -48,10 +51,10 @@ from upseal.fleet.server.uploads.content import Content, Stopped, incoming_folde
 from upseal.fleet.server.uploads.settling import Settled, Settling, Waits
 from upseal.fleet.server.uploads.unsealing import Unsealing
 from upseal.fleet.units import Status, open_receipt, records_digest
-from upseal.fleet.uploads.shelf import Shelf, ShelfLimits
+from upseal.fleet.uploads.shelf import Shelf
 from upseal.fleet.uploads.words import path_of
 
-LIMITS = ShelfLimits(1 << 30, 1 << 30, 64, 1.0, 3600.0, 1)
+live, impatient = common.live, common.impatient
 
 
 @pytest.fixture
@@ -59,25 +62,6 @@ def site(tmp_path):
     made = Site(tmp_path / "deployment")
     made.enable()
     return made
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory):
-    """With a server, for tests that leave it as it was."""
-    made = Site(tmp_path_factory.mktemp("live") / "deployment")
-    made.enable()
-    with made.running():
-        yield made
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """What fits nothing is judged at once."""
-    monkeypatch.setattr(working, "GRACE", 0.0)
-
-
-def enrol_relay(site, name="relay-1"):
-    return site.enrol(name, role="relay", decrypts=False, accepts_sealed=True)
 
 
 def pending(sender, body_id):

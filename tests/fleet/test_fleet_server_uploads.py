@@ -5,8 +5,9 @@ import hashlib
 import os
 import stat
 
+import fleet_server_uploads_support as common
 import pytest
-from fleet_server_support import Site, clear, now_ms, until
+from fleet_server_support import clear, now_ms, until
 from fleet_server_uploads_support import (
     Upload,
     alarmed,
@@ -14,6 +15,7 @@ from fleet_server_uploads_support import (
     ask,
     content,
     create,
+    enrol_relay,
     finished,
     offset,
     patch,
@@ -31,13 +33,7 @@ from upseal.fleet.server.uploads import working
 from upseal.fleet.units import Status
 from upseal.fleet.uploads.words import path_of
 
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site") / "deployment")
-    made.enable()
-    with made.running():
-        yield made
+site = common.live
 
 
 @pytest.fixture
@@ -47,7 +43,7 @@ def agent(site):
 
 @pytest.fixture(scope="module")
 def relay(site):
-    return site.enrol("relay-1", role="relay", decrypts=False, accepts_sealed=True)
+    return enrol_relay(site)
 
 
 NAMES = [b"a", b"x" * 1024, b"\xff\xfe name", "ä ☃\n\x1b[31m".encode(), b"-rf *", b"..."]

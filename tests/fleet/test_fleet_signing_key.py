@@ -5,15 +5,13 @@ import dataclasses
 import random
 from contextlib import ExitStack
 
-from fleet_liar import Liar
+from fleet_liar import liar_of
 from fleet_proxy import Proxy, Weather
-from fleet_world import enrolled, eventually, make_world
+from fleet_world import eventually, make_world
 
 from upseal.fleet import jws
 from upseal.fleet.http.serving import in_thread
 from upseal.fleet.identity import SigningKey
-from upseal.fleet.relay.settings import Settings as RelaySettings
-from upseal.fleet.relay.state import enrol as enrol_relay
 
 BAD = Weather(random.Random(1), drop=1, cut=1)
 
@@ -31,11 +29,7 @@ def test_the_signing_key_changes_while_agents_run(tmp_path):
     """Who was there, who was stopped, and who was cut off follow it; a forged one nobody does."""
     with ExitStack() as stack, make_world(tmp_path / "world", agents={}, relays=False) as world:
         relay = world.add_relay("relay", world.url, decrypting=False)
-        token = world.token("relay")
-        folder = world.folder / "liar"
-        enrolled(lambda: enrol_relay(RelaySettings(relay, folder, "liar"), token))
-        liar = Liar(folder, relay, random.Random(2))
-        stack.callback(liar.close)
+        liar = liar_of(world, stack, world.folder / "liar", random.Random(2), url=relay)
         address = stack.enter_context(in_thread(liar.app))
         wires = {
             name: stack.enter_context(Proxy(lambda: (address.host, address.port)))

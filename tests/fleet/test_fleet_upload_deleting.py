@@ -8,14 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_server_support import Site, until
-from fleet_server_uploads_support import Upload, announce, ask, content, finished, put, rows, send
+from fleet_server_support import Site, now_ms, until
+from fleet_server_uploads_support import (
+    LIMITS,
+    Upload,
+    announce,
+    ask,
+    content,
+    finished,
+    put,
+    rows,
+    send,
+)
 
 from upseal.cli import main
 from upseal.fleet.http.results import State
@@ -29,11 +38,9 @@ from upseal.fleet.server.uploads.content import incoming_folder, stored_folder
 from upseal.fleet.server.uploads.deleting import Deleting
 from upseal.fleet.settings import SettingsError
 from upseal.fleet.units import Status
-from upseal.fleet.uploads.shelf import Shelf, ShelfLimits
+from upseal.fleet.uploads.shelf import Shelf
 
 DAY = 86_400_000
-NOW = time.time_ns() // 1_000_000
-LIMITS = ShelfLimits(1 << 30, 1 << 30, 64, 1.0, 3600.0, 1)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -113,13 +120,14 @@ def left(site):
 
 
 def aged(site, sender, files, days):
+    received = now_ms() - days * DAY
     with site.store() as store, store.writing() as db:
         for file in files:
             here = upload_tables.uploads.c
             db.execute(
                 upload_tables.uploads.update()
                 .where(here.agent == sender.agent, here.upload == file.announcement.upload)
-                .values(received=NOW - days * DAY)
+                .values(received=received)
             )
 
 
@@ -159,6 +167,7 @@ def test_deleting_beside_a_running_server(site, cli, tmp_path):
 
 
 def test_what_lists_say_of_them(site, cli, tmp_path):
+    began = now_ms()
     with site.running():
         gone, stays = stored(site, site.web, 2)
     cli(site, "--delete", *which(site.web, gone))
@@ -170,7 +179,7 @@ def test_what_lists_say_of_them(site, cli, tmp_path):
 
     assert listed() == {names[1]: None}
     everything = listed("--deleted")
-    assert everything[names[1]] is None and everything[names[0]] >= NOW
+    assert everything[names[1]] is None and everything[names[0]] >= began
     assert names[0] not in cli(site)
     (line,) = [line for line in cli(site, "--deleted").splitlines() if names[0] in line]
     assert "  deleted 20" in line.partition(names[0])[0] and line.endswith("  file 0")
@@ -265,7 +274,7 @@ def test_many_that_cannot_be_removed_are_looked_at_no_more_for_a_while(site, tmp
         files = stored(site, site.web, 6)
     with site.store() as store:
         with store.writing() as db:
-            deletions.put(db, [(site.web.agent, f.announcement.upload) for f in files], NOW)
+            deletions.put(db, [(site.web.agent, f.announcement.upload) for f in files], now_ms())
         told = []
         kept = Deleting(store, stored_folder(site.settings), 0, told.extend)
 
@@ -289,9 +298,11 @@ def test_two_at_once_delete_each_once(site):
         files = stored(site, site.web, 8)
     ids = [(site.web.agent, file.announcement.upload) for file in files]
 
+    now = now_ms()
+
     def delete(number):
         with site.store() as store, store.writing() as db:
-            return deletions.put(db, ids, NOW + number)
+            return deletions.put(db, ids, now + number)
 
     with ThreadPoolExecutor(4) as pool:
         done = [one for some in pool.map(delete, range(4)) for one in some]
@@ -406,6 +417,7 @@ def test_upkeep_is_killed_while_old_files_go(site, patch, marked, files_left):
 
 
 def test_files_go_after_their_days_and_not_before(site, monkeypatch):
+    now = now_ms()
     with site.running():
         web = site.web
         old, young = stored(site, web, 7), stored(site, web, 2)
@@ -429,7 +441,7 @@ def test_files_go_after_their_days_and_not_before(site, monkeypatch):
     ((actor, said),) = acts(site, "drop-old-uploads")
     size = sum(len(file.data) for file in old)
     assert (actor, said["uploads"], said["bytes"]) == ("server", 7, size)
-    assert abs(said["received_before"] - (NOW - 30 * DAY)) < 600_000
+    assert abs(said["received_before"] - (now - 30 * DAY)) < 600_000
 
 
 def test_those_deleted_by_hand_are_not_counted_again(site, cli):
@@ -535,7 +547,7 @@ def test_a_file_counts_until_its_bytes_are_gone(site, monkeypatch):
         kept = bound.Bound(store, 150)
         assert kept.reached()
         with store.writing() as db:
-            deletions.put(db, ids[:1], NOW)
+            deletions.put(db, ids[:1], now_ms())
         kept.changed()
         assert kept.reached(), "it is there still"
         told = []

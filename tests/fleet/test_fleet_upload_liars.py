@@ -4,6 +4,7 @@
 from contextlib import ExitStack
 
 import pytest
+from fleet_liar import liar_of
 from fleet_nodes import forms
 from fleet_upload_liar_support import FILE_LIES, FileLiar
 from fleet_upload_world_support import (
@@ -14,11 +15,9 @@ from fleet_upload_world_support import (
     make_and_give,
     rows,
 )
-from fleet_world import enrolled, eventually, seed_of
+from fleet_world import eventually, seed_of
 
 from upseal.fleet.http.serving import in_thread
-from upseal.fleet.relay.settings import Settings as RelaySettings
-from upseal.fleet.relay.state import enrol as enrol_relay
 
 SIZE = 600_000
 
@@ -34,10 +33,8 @@ def world(tmp_path_factory):
             extra=files_extra(),
         ) as made,
     ):  # fmt: skip
-        folder, token = made.folder / "liar", made.token("relay")
-        enrolled(lambda: enrol_relay(RelaySettings(made.url, folder, "liar"), token))
-        made.liar, made.chance = FileLiar(folder, made.url, chance), chance
-        stack.callback(made.liar.close)
+        made.liar = liar_of(made, stack, made.folder / "liar", chance, FileLiar)
+        made.chance = chance
         address = stack.enter_context(in_thread(made.liar.app))
         between = made.add_relay("between", address.url, decrypting=False)
         for name, level, url in (

@@ -4,9 +4,9 @@
 import os
 
 import pytest
+from fleet_disks import SmallDisk
 from fleet_proxy import Weather
 from fleet_upload_world_support import (
-    SmallDisk,
     check_files,
     content,
     counters,
@@ -160,8 +160,7 @@ def test_keys_change_while_files_wait(world):
 def test_a_full_disk_at_the_agent(world):
     """The file is refused, and so not taken; with room again the next one is."""
     must = world.members["must"]
-    must.node.stop()
-    disk = SmallDisk(world, must.folder / "uploads", 2 * MIB)
+    disk = SmallDisk(world, must.node, 2 * MIB, must.folder / "uploads")
     path = make_file(world, must, MIB, world.chance)
     give(world, must, path)
     disk.fill()
@@ -183,8 +182,7 @@ def test_a_full_disk_at_the_agent(world):
 def test_a_full_disk_above(world, name):
     """It is full when some of a file is there; that waits below, and goes on when there is room."""
     node, must = world.nodes[name], world.members["must"]
-    node.stop()
-    disk = SmallDisk(world, node.folder / "uploads", 12 * MIB)
+    disk = SmallDisk(world, node, 12 * MIB, node.folder / "uploads")
     node.start()
     slow = world.members["must"] if name == "passing" else world.nodes[BELOW[name]]
     slow_down(world, slow)
@@ -223,8 +221,7 @@ def slow_down(world, who, *, no_more=False):
 def test_a_disk_too_full_to_open_a_file(world):
     """The body is at the server, and stays there until there is room for what is in it."""
     server, must = world.nodes["server"], world.members["must"]
-    server.stop()
-    disk = SmallDisk(world, server.folder / "uploads", 10 * MIB)
+    disk = SmallDisk(world, server, 10 * MIB, server.folder / "uploads")
     with open(disk.filler, "wb") as file:
         file.write(bytes(6 * MIB))
     server.start()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import fleet_agent_uploads_support as below
 import fleet_relay_uploads_support as above
-import fleet_support
+import fleet_server_uploads_support as server
 import pytest
 from fleet_relay_support import senders
 from fleet_server_support import Site
@@ -16,6 +16,7 @@ from fleet_server_uploads_support import (
     announce,
     content,
     create,
+    enrol_relay,
     finished,
     patch,
     put,
@@ -29,28 +30,10 @@ from upseal.fleet.agent.uploads.rows import UploadState
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import State
 from upseal.fleet.relay import carrying
-from upseal.fleet.server.uploads import working
 from upseal.fleet.units import Status
 
 SIZE = 3 * below.PIECE + 17
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("live") / "deployment")
-    made.enable()
-    with made.running():
-        yield made
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """What fits nothing is judged at once."""
-    monkeypatch.setattr(working, "GRACE", 0.0)
-
-
-def enrol_relay(site):
-    return site.enrol("relay-1", role="relay", decrypts=False, accepts_sealed=True)
+live, impatient = server.live, server.impatient
 
 
 # -- the server: somebody else announces what he cannot have made ------------------------------
@@ -122,11 +105,7 @@ def test_who_has_a_file_here_does_not_wait_for_room_for_others(tmp_path):
 # -- the agent: a second sender, or somebody who cancels, in the wrong moment ------------------
 
 
-@pytest.fixture
-def site():
-    made = fleet_support.Site()
-    made.enable()
-    return made
+site = below.site
 
 
 @pytest.fixture
@@ -138,8 +117,7 @@ def parent(site, tmp_path):
 @pytest.fixture
 def agent(parent, site, tmp_path, monkeypatch):
     below.quickly(monkeypatch)
-    room = {"uploads": {"min_free": 0, "piece": below.PIECE}}
-    with below.agent_of(site, tmp_path, parent.url, started=False, **room) as found:
+    with below.agent_of(site, tmp_path, parent.url, started=False, **below.ROOM) as found:
         yield found
 
 
@@ -259,7 +237,7 @@ def test_damaged_after_it_was_announced_in_clear(parent, site, file, tmp_path, m
         upload = agent.upload(file)
         agent.start()
         below.eventually(lambda: parent.announcements)
-        row = agent.uploads.ledger.find(bytes.fromhex(upload))
+        row = below.row_of(agent, upload)
         with open(agent.uploads.folder.path / row.file, "r+b") as sealed:
             was = os.pread(sealed.fileno(), 1, 3 << 20)[0]
             os.pwrite(sealed.fileno(), bytes([was ^ 1]), 3 << 20)

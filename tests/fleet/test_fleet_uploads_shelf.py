@@ -16,7 +16,7 @@ from fleet_uploads_support import AGENT, OTHER, RELAY, limits, ticket_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upseal.fleet.uploads import ondisk, quotas, shelf
+from upseal.fleet.uploads import quotas, shelf
 from upseal.fleet.uploads.shelf import (
     Contradiction,
     Gone,
@@ -934,4 +934,4 @@ class TestAtOnce:
             kinds = sorted(type(one).__name__ for one in made)
             assert kinds == ["Held", "OSError"]
             assert numbers(there) == (1, 0, len(DATA), 1)
-            assert ondisk.free_bytes(tmp_path) > 0
+            assert shelf.free_bytes(tmp_path) > 0

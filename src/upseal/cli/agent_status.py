@@ -37,9 +37,9 @@ def show_status(args: argparse.Namespace) -> int:
         ],
         ["uploads", _uploads_words(found["uploads"])],
         ["manifest", "none" if manifest is None else _manifest_words(manifest)],
-        ["last receipt", _when(found["last_receipt"])],
+        ["last receipt", when(found["last_receipt"])],
     ]
-    rows += [["alarm", f"{a['what']} ({a['count']}, {_when(a['last'])})"] for a in found["alarms"]]
+    rows += [["alarm", f"{a['what']} ({a['count']}, {when(a['last'])})"] for a in found["alarms"]]
     say(table(rows))
     return OK
 
@@ -54,14 +54,15 @@ def _uploads_words(uploads: dict[str, Any]) -> str:
 
 def _manifest_words(manifest: dict[str, Any]) -> str:
     until = (
-        f"stale since {_when(manifest['expires'])}"
+        f"stale since {when(manifest['expires'])}"
         if manifest["stale"]
-        else (f"until {_when(manifest['expires'])}")
+        else (f"until {when(manifest['expires'])}")
     )
     return f"serial {manifest['serial']}, {manifest['state']}, {until}"
 
 
-def _when(milliseconds: int | None) -> str:
+def when(milliseconds: int | None) -> str:
+    """A time for people, by this host's clock."""
     if milliseconds is None:
         return "never"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))

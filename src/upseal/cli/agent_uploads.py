@@ -139,6 +139,7 @@ def _show(agent: Agent, waiting: dict[str, Any], progress: Progress) -> None:
 
 
 def _uploads(args: argparse.Namespace) -> int:
+    from upseal.cli.agent_status import when
     from upseal.fleet.agent.status import uploads_of
 
     with open_agent(args) as agent:
@@ -155,7 +156,7 @@ def _uploads(args: argparse.Namespace) -> int:
             one["state"] + (f" ({one['why']})" if one["why"] else ""),
             f"{one['percent']} %",
             printable_size(one["size"]),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["made"] / 1000)),
+            when(one["made"]),
             "?" if one["name"] is None else _plain(one["name"]),
         ]
         for one in found

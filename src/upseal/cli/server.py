@@ -8,8 +8,6 @@ import datetime
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from upseal.cli.common import BAD, IO, OK, USAGE, Failure, complain, doing, positive
@@ -17,7 +15,6 @@ from upseal.cli.members import LOG_LEVELS, acts_of
 
 if TYPE_CHECKING:
     from upseal.fleet.server.settings import Settings
-    from upseal.fleet.server.store import Store
 
 _NOTE = """\
 environment:
@@ -105,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sqlalchemy.exc import SQLAlchemyError
 
-        from upseal.fleet.server.store import StoreError
+        from upseal.fleet.server.store import Store, StoreError
         from upseal.fleet.settings import SettingsError
     except ModuleNotFoundError as error:
         raise Failure(
@@ -122,9 +119,10 @@ def run(args: argparse.Namespace) -> int:
             "reports": queries.reports, "deadletters": queries.dead_letters,
             "alarms": queries.alarms, "trace": trace,
         }  # fmt: skip
-        with _store(args) as store:
+        settings = _settings(args)
+        with Store.open(settings.database) as store:
             if args.act == "uploads":
-                return uploads(args, store, _settings(args))
+                return uploads(args, store, settings)
             return acts[args.act](args, store)
     except SettingsError as error:
         raise Failure(
@@ -141,14 +139,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     from upseal.fleet.server.settings import read_settings
 
     return read_settings(args.deployment or os.environ.get("UPSEAL_DEPLOYMENT") or ".")
-
-
-@contextmanager
-def _store(args: argparse.Namespace) -> Iterator[Store]:
-    from upseal.fleet.server.store import Store
-
-    with Store.open(_settings(args).database) as store:
-        yield store
 
 
 def _run(args: argparse.Namespace) -> int:

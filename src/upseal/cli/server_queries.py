@@ -23,6 +23,7 @@ from upseal.cli.common import (
 )
 from upseal.fleet.admin.acting import who
 from upseal.fleet.policy import Level, Reason
+from upseal.fleet.server.overview.alarms import names_of
 from upseal.fleet.server.store import Store, audit, clients, deadletters, units
 from upseal.fleet.server.store import alarms as store_alarms
 from upseal.fleet.server.store.activity import SEALED
@@ -74,7 +75,7 @@ def _facts(report: units.Report) -> dict[str, Any]:
         "received": report.received,
         "level": Level.parse(report.level).value,
         "sealed": report.reason in SEALED,
-        "reason": _reason(report.reason),
+        "reason": Reason(report.reason).label,
         "suite": report.suite,
         "key_id": None if report.key_id is None else report.key_id.hex(),
         "encoding": "base64" if text is None else "utf-8",
@@ -205,11 +206,7 @@ def alarms(args: argparse.Namespace, store: Store) -> int:
     """Lists alarms, with the names of the clients they are about."""
     with store.reading() as db:
         found = list(store_alarms.listing(db, args.since, args.limit))
-        names = {}
-        for alarm in found:
-            if alarm.subject and alarm.subject not in names:
-                known = clients.find(db, alarm.subject) or clients.by_hop(db, alarm.subject)
-                names[alarm.subject] = known.name if known is not None else None
+        names = names_of(db, found)
     if args.json:
         say_json(
             {
@@ -218,7 +215,7 @@ def alarms(args: argparse.Namespace, store: Store) -> int:
                         "id": alarm.id,
                         "kind": alarm.kind,
                         "subject": alarm.subject.hex() or None,
-                        "client": names.get(alarm.subject),
+                        "client": names[alarm.subject],
                         "first": alarm.first,
                         "last": alarm.last,
                         "times": alarm.times,
@@ -235,7 +232,7 @@ def alarms(args: argparse.Namespace, store: Store) -> int:
     rows = [
         [
             when(alarm.last), alarm.kind, str(alarm.times),
-            names.get(alarm.subject) or alarm.subject.hex() or "-",
+            names[alarm.subject] or alarm.subject.hex() or "-",
             " ".join(f"{name}={value}" for name, value in alarm.details.items()),
         ]
         for alarm in found
@@ -251,7 +248,3 @@ def when(milliseconds: int) -> str:
     except (OverflowError, ValueError, OSError):
         return str(milliseconds)
     return seconds.strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _reason(number: int) -> str:
-    return Reason(number).name.lower().replace("_", "-")

@@ -11,9 +11,8 @@ from upseal.cli.server_queries import when
 from upseal.fleet.policy import Level, Reason
 from upseal.fleet.server.store import Store, trails
 from upseal.fleet.server.store.activity import SEALED
+from upseal.fleet.server.store.units import NUMBER_MAX
 from upseal.fleet.trail import parse_unit, unit_name
-
-_ID_MAX = 2**63 - 1
 
 
 def trace(args: argparse.Namespace, store: Store) -> int:
@@ -21,11 +20,11 @@ def trace(args: argparse.Namespace, store: Store) -> int:
     text: str = args.what
     report: int | None = None
     with store.reading() as db:
-        if text.isascii() and text.isdecimal() and int(text) <= _ID_MAX:
+        if text.isascii() and text.isdecimal() and int(text) <= NUMBER_MAX:
             report = int(text)
             one = trails.of_report(db, report)
             found = [] if one is None else [one]
-        elif (unit := parse_unit(text)) is not None and unit[1] <= _ID_MAX:
+        elif (unit := parse_unit(text)) is not None and unit[1] <= NUMBER_MAX:
             found = trails.of_unit(db, *unit)
         else:
             raise Failure(

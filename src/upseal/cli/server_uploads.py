@@ -27,6 +27,7 @@ from upseal.cli.common import (
     writing,
 )
 from upseal.cli.server_queries import client_named, stream, when
+from upseal.core.writer import write_all
 from upseal.fleet.admin.acting import who
 from upseal.fleet.server.settings import Settings
 from upseal.fleet.server.store import Store, audit, deletions, now_ms
@@ -176,9 +177,7 @@ def _copy(args: argparse.Namespace, store: Store, settings: Settings) -> int:
         digest = hashlib.sha256()
         while piece := file.read(_PIECE):
             digest.update(piece)
-            rest = memoryview(piece)
-            while len(rest):
-                rest = rest[out.write(rest) :]
+            write_all(out, piece)
         if digest.digest() != row.sha256:
             raise Failure(
                 BAD, f"{shown(source)} is not what was stored: its SHA-256 is another; restore it"

@@ -81,7 +81,6 @@ def seal_file_kept(
     target: File,
     recipients: Sequence[PublicKey],
     context: Buffer = b"",
-    threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, bytes]:
     """As `seal_file`, in a session of its own; not for users of the library.
@@ -91,8 +90,7 @@ def seal_file_kept(
     """
     session, secret = Sealer(recipients)._take_kept()
     bound = as_bytes(context, "context")
-    report = progress or _silent
-    return _seal(source, target, lambda: session, bound, threads, report), secret
+    return _seal(source, target, lambda: session, bound, None, progress or _silent), secret
 
 
 def _seal(

@@ -171,14 +171,17 @@ class Way:
         """With the relay that counts; None if this is not the one."""
         if self._ids is not None:
             return pin if ANY in self._ids or subject in self._ids else None
-        named = {entry.relay.hex() for entry in manifest.relays}
-        named -= {agent.hex() for agent in manifest.revoked_agents}
         if pin.relay is None:
             # Also one that the manifest does not name, and whose word counts for nothing: that
             # another's does not count either is what is written down.
             return replace(pin, relay=subject, listed=bool(hops))
         if pin.relay == subject:
             return replace(pin, listed=pin.listed or bool(hops))
+        named = {
+            entry.relay.hex()
+            for entry in manifest.relays
+            if entry.relay not in manifest.revoked_agents
+        }
         gone = pin.listed and pin.relay not in (SERVER, *named)
         # The administrator has taken it out. Who comes after it begins with a "yes".
         if gone and hops and all(hop.accepts_sealed for hop in hops):

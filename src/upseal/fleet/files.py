@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that must survive a crash whole, and stay private: keys, credentials, trust."""
+"""Small files that must survive a crash whole, and stay private: keys, credentials, trust.
+
+And what is asked of long ones, and of their disk.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SMALL_MAX = 64 * 2**20
+_PIECE = 1 << 20
 
 
 def make_private_directory(path: Path) -> None:
@@ -60,6 +66,31 @@ def write_new_private(path: Path, data: bytes) -> bool:
             return False
     sync_directory(path.parent)
     return True
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this process may still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """So many bytes from there; fewer only at the end."""
+    parts = []
+    while length and (part := os.pread(descriptor, length, offset)):
+        parts.append(part)
+        offset, length = offset + len(part), length - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def file_sha256(file: io.FileIO, check: Callable[[], None]) -> bytes:
+    """Of all its bytes; ``check`` is called now and then, and what it raises ends the work."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    file.seek(0)
+    while count := file.readinto(buffer):
+        digest.update(buffer[:count])
+        check()
+    return digest.digest()
 
 
 class FileLock:

@@ -129,7 +129,8 @@ def _clients(
     for agent in site.agents:
         rows = by_client[agent.name]
         counters, now, then = agent.counters(), shown[agent.name], seen.during[agent.name]
-        distinct = len(rows) - _doubled(rows)
+        doubled = _doubled(rows)
+        distinct = len(rows) - doubled
         expected = "clear" if agent.level is Level.NONE else "sealed"
         found.append(
             {
@@ -143,7 +144,7 @@ def _clients(
                 "made": counters.made,
                 "stored": distinct,
                 "lost": counters.made - distinct,
-                "doubled": _doubled(rows),
+                "doubled": doubled,
                 "refused": counters.refused,
                 "sealed_reports": sum(report.sealed for report in rows),
                 "clear_reports": sum(not report.sealed for report in rows),

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from upseal.core.writer import write_all
+
 HOST = "127.0.0.1"
 _PIECE = 1 << 18
 _BUFFER = 1 << 20
@@ -166,9 +168,7 @@ async def _pump(
 ) -> None:
     with open(path, "xb", buffering=0) as kept:
         while piece := await reader.read(_PIECE):
-            rest = memoryview(piece)
-            while rest:  # the disk's cache takes it: nobody waits for the disk itself
-                rest = rest[kept.write(rest) :]
+            write_all(kept, piece)  # the disk's cache takes it: nobody waits for the disk itself
             hop.bytes += len(piece)
             writer.write(piece)
             await writer.drain()

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, update
 
 from upseal.fleet.admin.refusals import Refused
-from upseal.fleet.server.overview.people import Client, by_name
+from upseal.fleet.server.overview.people import Client, by_name, id_begins
 from upseal.fleet.server.tables import agents
 
 __all__ = ["Client", "clear_revoked", "find", "listing", "matches"]
-
-_LEAST_PREFIX = 6
 
 
 def listing(db: Connection, role: str = "agent") -> list[Client]:
@@ -36,11 +34,7 @@ def find(db: Connection, what: str, names: Iterable[str], role: str = "agent") -
 
 def matches(db: Connection, name: str) -> list[Client]:
     """Clients and relays of that name or id; none or several is no error here."""
-    found = []
-    for role in ("agent", "relay"):
-        by_name, by_id = _by_name_and_id(db, name, role)
-        found += list({client.agent: client for client in (*by_name, *by_id)}.values())
-    return found
+    return [client for role in ("agent", "relay") for client in _by_name_or_id(db, name, role)]
 
 
 def clear_revoked(db: Connection, agent: bytes) -> None:
@@ -49,8 +43,7 @@ def clear_revoked(db: Connection, agent: bytes) -> None:
 
 
 def _named(db: Connection, what: str, name: str, role: str) -> list[Client]:
-    by_name, by_id = _by_name_and_id(db, name, role)
-    both = list({client.agent: client for client in (*by_name, *by_id)}.values())
+    both = _by_name_or_id(db, name, role)
     noun = "client" if role == "agent" else "relay"
     if not both:
         raise Refused(what, f"no {noun} has the name or id {name!r}", f"see `upseal admin {noun}s`")
@@ -60,13 +53,12 @@ def _named(db: Connection, what: str, name: str, role: str) -> list[Client]:
     return both
 
 
-def _by_name_and_id(db: Connection, name: str, role: str) -> tuple[list[Client], list[Client]]:
-    lower = name.lower()
+def _by_name_or_id(db: Connection, name: str, role: str) -> list[Client]:
     by_id = []
-    if _LEAST_PREFIX <= len(lower) <= 32 and not set(lower) - set("0123456789abcdef"):
-        first = bytes.fromhex(lower.ljust(32, "0"))
-        last = bytes.fromhex(lower.ljust(32, "f"))
-        by_id = by_name(db, (agents.c.role == role) & agents.c.agent.between(first, last))
-        if len(lower) == 32 and by_id:  # a whole id is never taken for somebody's name
-            return [], by_id
-    return by_name(db, (agents.c.role == role) & (agents.c.name == name)), by_id
+    begins = id_begins(name)
+    if begins is not None:
+        by_id = by_name(db, (agents.c.role == role) & begins)
+        if len(name) == 32 and by_id:  # a whole id is never taken for somebody's name
+            return by_id
+    named = by_name(db, (agents.c.role == role) & (agents.c.name == name))
+    return list({client.agent: client for client in (*named, *by_id)}.values())

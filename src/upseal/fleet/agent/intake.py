@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections import deque
 
@@ -11,6 +10,7 @@ from upseal.core.forks import renew_in_children
 from upseal.fleet.agent.database import Database, SpoolError, SpoolFull, SpoolUnusable
 from upseal.fleet.agent.rows import now_ms, read_counters
 from upseal.fleet.agent.settings import SpoolLimits
+from upseal.fleet.files import free_bytes
 
 _AT_ONCE = 4096
 """Reports that one transaction takes, of several threads that wait."""
@@ -134,8 +134,7 @@ class Intake:
         )
 
     def _check_disk(self, size: int) -> None:
-        found = os.statvfs(self._database.path.parent)
-        if found.f_bavail * found.f_frsize < self._limits.min_free + size:
+        if free_bytes(self._database.path.parent) < self._limits.min_free + size:
             raise SpoolFull(f"the disk of {self._database.path} is nearly full")
 
     def _make_room(self, db: sqlite3.Connection, over: int) -> None:

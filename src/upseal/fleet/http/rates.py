@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from upseal.fleet.http.problems import MOST_DELAY, Problem
 from upseal.fleet.settings import SettingsError, within
+from upseal.fleet.uploads.words import UPLOADS
 
 if TYPE_CHECKING:  # settings are read by commands that serve nothing
     from starlette.types import Scope
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # settings are read by commands that serve nothing
     from upseal.fleet.http.metrics import Metrics
 
 ENROL = "/v1/enrol"
-UPLOADS = "/v1/uploads"
 MOST_KEYS = 32_768
 """Buckets of one kind; beyond it the one that was asked least lately is forgotten."""
 _V6_PREFIX = 64

@@ -30,26 +30,20 @@ from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.queue import Queue
 from upseal.fleet.relay.settings import Settings
 from upseal.fleet.relay.source import Lost, Source
-from upseal.fleet.relay.uplink import REFUSED, Uplink
+from upseal.fleet.relay.uplink import HANDED_DOWN, PER_BODY, REFUSED, Uplink
 from upseal.fleet.relay.wrapping import DiskFull, Stopped, Wraps
 from upseal.fleet.trail import body_name
 from upseal.fleet.uploads.carrier import Carrier, Throttle
+from upseal.fleet.uploads.ondisk import looks_sealed
 from upseal.fleet.uploads.shelf import Held, Locked, Shelf
 from upseal.fleet.uploads.words import Ticket
 
 _log = logging.getLogger(__name__)
 
-_ABOUT_BODY = frozenset(
-    {"malformed", "too-large", "conflict", "stale-key", "sealed-not-accepted", "clear-not-accepted"}
-)
-"""Problems of one body, also where they are the answer to a request that carries it."""
-_HANDED_DOWN = frozenset({"malformed", "too-large", "conflict"})
-"""Problems of a body sealed here that whoever sent it can do something about."""
 _MOST_RECEIPTS = 16
 """A body has one. Who sends more than a few is not to fill our disk with them."""
 _FIRST_WAIT = 1.0
 """Seconds that a worker waits for a result by itself: many are there then."""
-_SEALED = b"USL\x01"
 _TURN = 30.0
 """Seconds that a body goes up while others wait for a worker: then it is their turn."""
 
@@ -104,7 +98,7 @@ class Carrying:
         self._uplink, self._meters, self._above = uplink, meters, above
         self._receipts, self._told = receipts, told
         limits = settings.uploads
-        throttle = Throttle(limits.throttle) if limits.throttle else None
+        throttle = Throttle(limits.throttle)
         self._carrier = Carrier(uplink, piece=limits.piece, throttle=throttle)
         self.stopping = threading.Event()
         self._jobs = Jobs(self._forward.retry, self._forward.retry_most)
@@ -208,8 +202,8 @@ class Carrying:
         """A body on the shelf that is whole: if they were declared differently, the true one."""
         whole = [held for held in self._shelf.by_body(body) if held.state == "whole"]
         if len({held.ticket.form for held in whole}) > 1:
-            with suppress(OSError), open(whole[0].path, "rb") as file:
-                form = "sealed" if file.read(len(_SEALED)) == _SEALED else "clear"
+            with suppress(OSError):
+                form = "sealed" if looks_sealed(whole[0].path) else "clear"
                 whole = [held for held in whole if held.ticket.form == form]
         return whole[0] if whole else None
 
@@ -279,7 +273,7 @@ class Carrying:
 
     def _refused(self, job: Job, problem: Problem) -> None:
         """The parent refused a request that was to carry it."""
-        if problem.name in _ABOUT_BODY:
+        if problem.name in PER_BODY:
             self._problem(job, problem)
             return
         if problem.name in REFUSED:  # it is no longer on speaking terms with us
@@ -320,7 +314,7 @@ class Carrying:
             if news:
                 self._wraps.drop(job.body)
             self._again(job, problem.name, 0.0 if news else self._forward.retry, counts=not news)
-        elif problem.name in _HANDED_DOWN:
+        elif problem.name in HANDED_DOWN:
             job.doubt = problem
             self._again(job, problem.name, 0.0, counts=False)
         else:  # between the parent and us (one that takes nothing sealed, say): it waits

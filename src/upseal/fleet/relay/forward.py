@@ -25,7 +25,7 @@ from upseal.fleet.relay.queue import Queue
 from upseal.fleet.relay.repackage import Prepared, Repackager, Upload, as_they_are
 from upseal.fleet.relay.rows import Claimed
 from upseal.fleet.relay.settings import Settings
-from upseal.fleet.relay.uplink import Uplink
+from upseal.fleet.relay.uplink import HANDED_DOWN, PER_BODY, Uplink
 from upseal.fleet.trail import body_name
 from upseal.fleet.units import bundle
 
@@ -35,12 +35,6 @@ _ASKED = 500
 """Bodies that one request to the parent asks about."""
 _IDLE = 1.0
 """Seconds after which a waiting thread looks whether it should end."""
-_PER_BODY = frozenset(
-    {"malformed", "too-large", "conflict", "stale-key", "sealed-not-accepted", "clear-not-accepted"}
-)
-"""Problems of one body, also where they are the answer to a whole request."""
-_HANDED_DOWN = frozenset({"malformed", "too-large", "conflict"})
-"""Problems of a batch of ours that whoever sent its only body can do something about."""
 
 
 class Others(Protocol):
@@ -227,7 +221,7 @@ class Forwarder:
 
     def _refused(self, group: list[Upload], problem: Problem) -> bool:
         """The parent refused a whole request."""
-        if problem.name in _PER_BODY:
+        if problem.name in PER_BODY:
             if len(group) == 1:
                 self._problem(group[0], problem)
                 return True
@@ -293,7 +287,7 @@ class Forwarder:
             news = self._refresh() != upload.serial
             delay = 0.0 if news else self._limits.retry
             self._again(self.books.failed([upload]), problem.name, delay, counts=not news)
-        elif problem.name in _HANDED_DOWN and len(upload.origins) == 1:
+        elif problem.name in HANDED_DOWN and len(upload.origins) == 1:
             (body_id,) = upload.origins
             self.books.failed([upload])
             self.books.give_up([body_id])
@@ -302,7 +296,7 @@ class Forwarder:
             # One body spoils it for all: each gets a batch of its own. Other problems (a parent
             # that takes nothing sealed, say) are between it and us, and the bodies wait.
             again = self.books.failed([upload])
-            spoilt = problem.name in _HANDED_DOWN
+            spoilt = problem.name in HANDED_DOWN
             if spoilt:
                 with self._lock:
                     self._alone.update(again)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import os
 import sqlite3
 import threading
 import time
@@ -22,6 +21,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from upseal.fleet.files import free_bytes
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.results import MalformedResults, Result
 from upseal.fleet.relay import rows
@@ -166,10 +166,8 @@ class Queue:
             or held_bytes + size > self._max_bytes * share
         ):
             raise Full
-        if self._min_free:
-            disk = os.statvfs(self._folder)
-            if disk.f_bavail * disk.f_frsize < self._min_free + size:
-                raise Full
+        if self._min_free and free_bytes(self._folder) < self._min_free + size:
+            raise Full
 
     def _written(
         self,

@@ -21,6 +21,7 @@ from upseal.fleet.http.results import Result
 from upseal.fleet.http.serving import Address, Limits, ServerTls, serve
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.relay.app import RelayApp
+from upseal.fleet.relay.carrying import Carrying
 from upseal.fleet.relay.control import Control
 from upseal.fleet.relay.forward import Forwarder
 from upseal.fleet.relay.meters import Meters
@@ -63,7 +64,7 @@ class Relay:
                 repackager = Repackager(
                     state.keys, self.control.current, settings.repackage, self.meters
                 )
-            self.uploads = Uploads(
+            carrying = Carrying(
                 settings,
                 state.shelf,
                 state.wraps,
@@ -74,6 +75,9 @@ class Relay:
                 receipts=self._receipts,
                 told=self.waiters.finished,
             )
+            self.uploads = Uploads(
+                settings, state.shelf, state.wraps, state.queue, self.meters, carrying
+            )
             self.forwarder = Forwarder(
                 state.queue,
                 self.uplink,
@@ -82,9 +86,9 @@ class Relay:
                 repackager=repackager,
                 receipts=self._receipts,
                 refresh=self.control.serial,
-                others=self.uploads.carrying,
+                others=carrying,
             )
-            self.uploads.carrying.wake = self.forwarder.wake
+            carrying.wake = self.forwarder.wake
             self.control.after = self._note
             self.hops = HopCheck(self.control.current, cache=settings.repackage.cache)
         except BaseException:

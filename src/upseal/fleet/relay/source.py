@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from upseal.fleet.files import read_at
+
 
 class Lost(Exception):  # noqa: N818 - what happened
     """The file is not there any more, or not as long as it was left."""
@@ -46,14 +48,10 @@ class Source:
         """
         length = max(0, min(length, self._size - offset))
         self._before(length)
-        parts: list[bytes] = []
-        while length:
-            part = os.pread(self._file, length, offset)
-            if not part:
-                raise Lost
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        piece = read_at(self._file, offset, length)
+        if len(piece) < length:
+            raise Lost
+        return piece
 
     def close(self) -> None:
         """Closes it; twice does no harm."""

@@ -19,6 +19,12 @@ _log = logging.getLogger(__name__)
 
 REFUSED = frozenset({"unauthenticated", "clock", "revoked", "not-enrolled"})
 """Problems that say something about this relay, and nothing about what it sent."""
+PER_BODY = frozenset(
+    {"malformed", "too-large", "conflict", "stale-key", "sealed-not-accepted", "clear-not-accepted"}
+)
+"""Problems of one body, also where they are the answer to a whole request."""
+HANDED_DOWN = frozenset({"malformed", "too-large", "conflict"})
+"""Those of a body made here that whoever sent what is in it can do something about."""
 
 
 class Uplink:

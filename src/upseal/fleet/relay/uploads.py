@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
@@ -20,11 +20,10 @@ from upseal.fleet.credentials import Hop
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
-from upseal.fleet.relay.carrying import Above, Carrying, names
+from upseal.fleet.relay.carrying import Carrying, names
 from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.queue import Queue
 from upseal.fleet.relay.settings import Settings
-from upseal.fleet.relay.uplink import Uplink
 from upseal.fleet.relay.wrapping import Wraps
 from upseal.fleet.uploads.shelf import Held, Shelf
 from upseal.fleet.uploads.tus import Tus
@@ -46,11 +45,8 @@ class Uploads:
         shelf: for what comes.
         wraps: for what is sealed of it.
         queue: where results are kept.
-        uplink: to the parent.
         meters: count what happens.
-        above: what the relay believes.
-        receipts: from receipts to those that verify, by what each is for.
-        told: is told of each result, when the body has left the shelf.
+        carrying: passes on what has come; started and stopped here.
     """
 
     def __init__(
@@ -59,18 +55,11 @@ class Uploads:
         shelf: Shelf,
         wraps: Wraps,
         queue: Queue,
-        uplink: Uplink,
         meters: Meters,
-        above: Above,
-        *,
-        receipts: Callable[[Iterable[bytes]], dict[bytes, bytes]],
-        told: Callable[[Sequence[Result]], None],
+        carrying: Carrying,
     ) -> None:
         self._settings, self._shelf, self._wraps = settings, shelf, wraps
-        self._queue, self._meters = queue, meters
-        self.carrying = Carrying(
-            settings, shelf, wraps, queue, uplink, meters, above, receipts=receipts, told=told
-        )
+        self._queue, self._meters, self.carrying = queue, meters, carrying
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tidy, name="relay-uploads", daemon=True)
         self._pool = ThreadPoolExecutor(_AT_ONCE, "relay-shelf")

@@ -11,8 +11,6 @@ BODY.json     what it is called further up, and the manifest that it was sealed 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -25,8 +23,10 @@ from pathlib import Path
 
 from upseal.core.files import seal_file
 from upseal.core.sealer import Sealer
-from upseal.core.uploads import FRONT_MAX, sealed_size
+from upseal.fleet.encoding import dump_json, from_hex, load_object
 from upseal.fleet.files import (
+    file_sha256,
+    free_bytes,
     make_private_directory,
     read_private,
     sync_directory,
@@ -36,13 +36,12 @@ from upseal.fleet.http.logs import event
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.relay.source import Lost, Source
 from upseal.fleet.statements import fleet_context
-from upseal.fleet.uploads.ondisk import free_bytes
+from upseal.fleet.uploads.held import sealed_most
 from upseal.fleet.uploads.words import Ticket
 
 _log = logging.getLogger(__name__)
 _SIDECAR_MAX = 4096
 _NAME = re.compile(r"([0-9a-f]{64})\.(json|sealed)")
-_PIECE = 1 << 20
 
 
 class DiskFull(Exception):  # noqa: N818 - what it is
@@ -71,27 +70,23 @@ class Wrapped:
 
     def encode(self) -> bytes:
         """The sidecar."""
-        said = {
-            "version": 1,
-            "upload": self.ticket.upload.hex(),
-            "sha256": self.ticket.body_sha256.hex(),
-            "size": self.ticket.size,
+        return dump_json({
+            "version": 1, "upload": self.ticket.upload.hex(),
+            "sha256": self.ticket.body_sha256.hex(), "size": self.ticket.size,
             "serial": self.serial,
-        }
-        return json.dumps(said).encode() + b"\n"
+        })  # fmt: skip
 
     @classmethod
     def decode(cls, body: bytes, data: bytes, path: Path) -> Wrapped:
         """From a sidecar; ValueError if it is none."""
         try:
-            said = json.loads(data)
+            said = load_object(data)
             if said["version"] != 1:
                 raise ValueError("a sidecar of another version")
-            ticket = Ticket(
-                bytes.fromhex(said["upload"]), bytes.fromhex(said["sha256"]), "sealed", said["size"]
-            )
+            upload, digest = from_hex(said["upload"], 16), from_hex(said["sha256"], 32)
+            ticket = Ticket(upload, digest, "sealed", said["size"])
             return cls(body, ticket, int(said["serial"]), path)
-        except (KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError("not a sidecar") from error
 
 
@@ -189,19 +184,18 @@ class Wraps:
             pass
         path = self._folder / f"{body.hex()}.sealed"
         temporary = self._folder / f"{body.hex()}.{secrets.token_hex(8)}.part"
-        if free_bytes(self._folder) < self._min_free + need(clear.size):
+        if free_bytes(self._folder) < self._min_free + sealed_most(clear.size):
             raise DiskFull
 
-        def look(done: int, total: int | None) -> None:
-            if stop.is_set():
-                raise Stopped
+        def progress(done: int, total: int | None) -> None:
+            _unless(stop)
 
         try:
             with open(temporary, "xb", buffering=0) as target:
                 os.fchmod(target.fileno(), 0o600)
                 sealer = Sealer([key.public() for key in manifest.encryption])
                 context = fleet_context(manifest.deployment)
-                if seal_file(source, target, sealer, context, progress=look) != clear.size:
+                if seal_file(source, target, sealer, context, progress=progress) != clear.size:
                     raise Lost
                 os.fsync(target.fileno())
             digest, size = hashed(temporary, stop)
@@ -231,9 +225,9 @@ class Wraps:
             return False
 
 
-def need(clear: int) -> int:
-    """Bytes that a clear body of this size takes when it is sealed, at most."""
-    return FRONT_MAX + sealed_size(clear)
+def _unless(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped
 
 
 def hashed(path: Path, stop: threading.Event) -> tuple[bytes, int]:
@@ -243,15 +237,8 @@ def hashed(path: Path, stop: threading.Event) -> tuple[bytes, int]:
         Stopped: it was told to give up.
         OSError: it cannot be read.
     """
-    hasher, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            if stop.is_set():
-                raise Stopped
-            hasher.update(buffer[:count])
-            size += count
-    return hasher.digest(), size
+        return file_sha256(file, lambda: _unless(stop)), file.tell()
 
 
 def inspect(folder: Path) -> tuple[int, int]:

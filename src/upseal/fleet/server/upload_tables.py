@@ -66,3 +66,5 @@ deletions = Table(
     PrimaryKeyConstraint("agent", "upload"),
     Index("upload_deletions_left", "removed"),
 )
+GONE = (deletions.c.agent == uploads.c.agent) & (deletions.c.upload == uploads.c.upload)
+"""Which deletion is of which file."""

@@ -100,13 +100,18 @@ class ShelfLimits:
     def cost(self, ticket: Ticket) -> int:
         """Bytes that such a body reserves."""
         if self.sealed_again and ticket.form == "clear":
-            return ticket.size + FRONT_MAX + sealed_size(ticket.size)
+            return ticket.size + sealed_most(ticket.size)
         return ticket.size
 
     def most(self, role: str) -> int:
         """Bytes of the longest body that such a hop can bring."""
         share = self.hop_share if role == "agent" else 1.0
         return min(self.max_size, int(self.max_bytes * share))
+
+
+def sealed_most(clear: int) -> int:
+    """Bytes that a clear body of this size takes when it is sealed, at most."""
+    return FRONT_MAX + sealed_size(clear)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _NAMES = re.compile(r"([0-9a-f]{32}-[0-9a-f]{64})(\.part|\.whole|\.json)")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{32}-[0-9a-f]{64}\.json\.[0-9a-f]{16}\.part")
 """Of a small file that a killed process was writing (`upseal.fleet.files`)."""
 _CARD_MAX = 4096
+_SEALED = b"USL\x01"
 _AT_ONCE = 256 << 10
 _log = logging.getLogger("upseal.uploads")
 
@@ -50,12 +51,17 @@ def reopen(folder: Path) -> list[Held]:
     for name, there in kinds.items():
         held = _reopened(folder, name, there)
         if held is None:
-            for kind in (CARD, WHOLE, PART):
-                with suppress(FileNotFoundError):
-                    os.unlink(folder / (name + kind))
+            unlink_body(folder, name)
         else:
             bodies.append(held)
     return sorted(bodies, key=lambda held: held.received)
+
+
+def unlink_body(folder: Path, name: str) -> None:
+    """Deletes its files, the card first: after a crash the rest is nothing without it."""
+    for kind in (CARD, WHOLE, PART):
+        with suppress(FileNotFoundError):
+            os.unlink(folder / (name + kind))
 
 
 def _reopened(folder: Path, name: str, there: set[str]) -> Held | None:
@@ -121,7 +127,7 @@ def write_all(file: int, parts: Iterable[memoryview], offset: int) -> None:
         offset += done
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes that this process may still write there."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+def looks_sealed(body: Path) -> bool:
+    """Whether a body begins as sealed ones do."""
+    with open(body, "rb", buffering=0) as file:
+        return file.read(len(_SEALED)) == _SEALED

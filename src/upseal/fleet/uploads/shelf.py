@@ -21,7 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from upseal.engine.buffers import Buffer, view
-from upseal.fleet.files import make_private_directory, sync_directory, write_private
+from upseal.fleet.files import (
+    free_bytes,
+    make_private_directory,
+    sync_directory,
+    write_private,
+)
 from upseal.fleet.http.logs import event
 from upseal.fleet.uploads.held import (
     CARD,
@@ -39,7 +44,7 @@ from upseal.fleet.uploads.held import (
     Usage,
     WrongOffset,
 )
-from upseal.fleet.uploads.ondisk import free_bytes, lock_folder, reopen, write_all
+from upseal.fleet.uploads.ondisk import lock_folder, reopen, unlink_body, write_all
 from upseal.fleet.uploads.quotas import Quotas
 from upseal.fleet.uploads.words import Ticket
 
@@ -310,10 +315,7 @@ class Shelf:
     def _discard(self, held: Held) -> None:
         """Off the disk and out of memory; whatever fails, nobody is given it again."""
         try:
-            # Without its card the rest is nothing, and is cleared away at the next start.
-            for kind in (CARD, WHOLE, PART):
-                with suppress(FileNotFoundError):
-                    os.unlink(held.named(kind))
+            unlink_body(self.folder, held.named("").name)
         except OSError as error:
             event(_log, "upload cannot be deleted", level=logging.ERROR, why=error)
         with self._lock:

@@ -66,18 +66,14 @@ class Announcement:
     name: bytes
 
     def __post_init__(self) -> None:
-        if len(self.upload) != UPLOAD_LEN or len(self.body_sha256) != 32:
-            raise ValueError("an upload has an id of 16 bytes, and its body a digest of 32")
+        _check_ids(self.upload, self.body_sha256)
         if self.form not in _FORMS:
             raise ValueError("a body is sealed or clear")
         if not all(0 <= n <= SIZE_MAX for n in (self.size, self.body_size, self.modified)):
             raise ValueError("sizes and times are between 0 and 2^63 - 1")
         if self.form == "clear" and self.size != self.body_size:
             raise ValueError("a body in clear is as long as its file")
-        if not 1 <= len(self.name) <= NAME_MAX:
-            raise ValueError(f"the name of a file has 1 to {NAME_MAX} bytes")
-        if b"\0" in self.name or b"/" in self.name or self.name in (b".", b".."):
-            raise ValueError("not the name of a file")
+        check_name(self.name)
 
     @property
     def body_id(self) -> bytes:
@@ -119,6 +115,12 @@ class Announcement:
         return hashlib.sha256(_ANNOUNCED + deployment + agent + self.encode()).digest()
 
 
+def check_name(name: bytes) -> None:
+    """Raises ValueError if an announcement cannot have it as the name of a file."""
+    if not 1 <= len(name) <= NAME_MAX or name in (b".", b"..") or b"\0" in name or b"/" in name:
+        raise ValueError(f"the name of a file has 1 to {NAME_MAX} bytes, and no NUL or slash")
+
+
 def is_announcement(record: Buffer) -> bool:
     """Whether a record is meant as one: by its first four bytes."""
     if type(record) is bytes:  # the server asks this of every report
@@ -128,8 +130,7 @@ def is_announcement(record: Buffer) -> bool:
 
 def upload_body_id(upload: bytes, body_sha256: bytes) -> bytes:
     """The id of an upload's body, 32 bytes: in its path, and in ``/v1/results``."""
-    if len(upload) != UPLOAD_LEN or len(body_sha256) != 32:
-        raise ValueError("an upload has an id of 16 bytes, and its body a digest of 32")
+    _check_ids(upload, body_sha256)
     return hashlib.sha256(_BODY + upload + body_sha256).digest()
 
 
@@ -153,8 +154,7 @@ class Ticket:
     size: int
 
     def __post_init__(self) -> None:
-        if len(self.upload) != UPLOAD_LEN or len(self.body_sha256) != 32:
-            raise ValueError("an upload has an id of 16 bytes, and its body a digest of 32")
+        _check_ids(self.upload, self.body_sha256)
         if self.form not in _FORMS:
             raise ValueError("a body is sealed or clear")
         if not 0 <= self.size <= SIZE_MAX:
@@ -236,6 +236,11 @@ def parse_number(text: str | None, what: str) -> int:
     if text is None or not _NUMBER.fullmatch(text) or int(text) > SIZE_MAX:
         raise ValueError(f"{what} is a number of bytes")
     return int(text)
+
+
+def _check_ids(upload: bytes, body_sha256: bytes) -> None:
+    if len(upload) != UPLOAD_LEN or len(body_sha256) != 32:
+        raise ValueError("an upload has an id of 16 bytes, and its body a digest of 32")
 
 
 def _metadata(text: str) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from upseal.core.files import Progress, seal_file_kept
 from upseal.core.reader import OpeningReader
 from upseal.core.uploads import FRONT_MAX
 from upseal.errors import OpenError
+from upseal.fleet.files import file_sha256, read_at
 
 _PIECE = 1 << 20
 
@@ -114,11 +115,7 @@ class SealedSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from there; fewer only at the end."""
-        parts = []
-        while length and (part := os.pread(self._file.fileno(), length, offset)):
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return read_at(self._file.fileno(), offset, length)
 
 
 class ClearSource:
@@ -147,15 +144,5 @@ def clear_sha256(reader: OpeningReader, check: Callable[[], None]) -> bytes:
     reader.seek(0)
     while piece := reader.read(_PIECE):
         digest.update(piece)
-        check()
-    return digest.digest()
-
-
-def file_sha256(file: io.FileIO, check: Callable[[], None]) -> bytes:
-    """Of the bytes as they lie there; ``check`` as in `clear_sha256`."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    file.seek(0)
-    while count := file.readinto(buffer):
-        digest.update(buffer[:count])
         check()
     return digest.digest()

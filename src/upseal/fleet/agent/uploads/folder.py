@@ -20,7 +20,7 @@ from pathlib import Path
 
 from upseal.core.forks import renew_in_children
 from upseal.fleet.agent.database import SpoolError, SpoolFull, SpoolUnusable
-from upseal.fleet.files import make_private_directory, sync_directory
+from upseal.fleet.files import free_bytes, make_private_directory, sync_directory
 
 _OURS = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}")
 
@@ -156,9 +156,7 @@ class Folder:
 
     def free(self) -> int:
         """Bytes that the disk has left."""
-        place = self.path if self.path.is_dir() else self.path.parent
-        found = os.statvfs(place)
-        return found.f_bavail * found.f_frsize
+        return free_bytes(self.path if self.path.is_dir() else self.path.parent)
 
 
 def full_or_unusable(error: OSError, path: Path) -> SpoolError:

@@ -24,7 +24,6 @@ from upseal.fleet.agent.uploads.bodies import (
     Damaged,
     SealedSource,
     clear_sha256,
-    file_sha256,
     opened,
     seal_into,
 )
@@ -32,6 +31,7 @@ from upseal.fleet.agent.uploads.folder import Folder, is_full
 from upseal.fleet.agent.uploads.ledger import Ledger
 from upseal.fleet.agent.uploads.rows import Row
 from upseal.fleet.agent.uploads.taking import Contexts, announcement_of, named_by
+from upseal.fleet.files import file_sha256
 from upseal.fleet.policy import Certificate, Decision, Seal, Withhold
 from upseal.fleet.uploads.carrier import Source
 from upseal.fleet.uploads.words import Announcement, Ticket

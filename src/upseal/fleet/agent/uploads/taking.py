@@ -23,7 +23,7 @@ from upseal.fleet.agent.uploads.ledger import Facts, Ledger, Recipients
 from upseal.fleet.agent.uploads.rows import Row
 from upseal.fleet.policy import Certificate
 from upseal.fleet.units import fleet_context
-from upseal.fleet.uploads.words import NAME_MAX, Announcement
+from upseal.fleet.uploads.words import Announcement, check_name
 
 _FRONT = 256
 """Bytes before the first chunk, about: only for the first look whether there is room."""
@@ -157,8 +157,7 @@ class Taker:
 
 def _checked_name(path: str | bytes | os.PathLike[str], name: str | bytes | None) -> bytes:
     found = os.path.basename(os.fsencode(path)) if name is None else os.fsencode(name)
-    if not 1 <= len(found) <= NAME_MAX or found in (b".", b"..") or set(found) & {0, ord("/")}:
-        raise ValueError(f"the name of a file has 1 to {NAME_MAX} bytes, and no NUL or slash")
+    check_name(found)
     return found
 
 

@@ -40,7 +40,6 @@ DOES = ("sealed", "clear", "withheld", "silent", "revoked")
 """What a client does; ``silent`` goes before what it did when it was last heard of."""
 FILTERS = ("orphaned", "clear", "withheld", "silent", "sealed", "gaps")
 SORTS = ("name", "wanted", "actual", "why", "seen", "reports")
-_LEAST_PREFIX = 6
 
 
 @dataclass(frozen=True)
@@ -239,8 +238,5 @@ class Census:
 def _matching(search: str) -> Any:
     """A part of the name; or the beginning of the id, in hexadecimal."""
     named = agents.c.name.icontains(search, autoescape=True)
-    lower = search.lower()
-    if not _LEAST_PREFIX <= len(lower) <= 32 or set(lower) - set("0123456789abcdef"):
-        return named
-    first, last = bytes.fromhex(lower.ljust(32, "0")), bytes.fromhex(lower.ljust(32, "f"))
-    return or_(named, agents.c.agent.between(first, last))
+    begins = people.id_begins(search)
+    return named if begins is None else or_(named, begins)

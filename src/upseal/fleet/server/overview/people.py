@@ -12,6 +12,7 @@ from upseal.fleet.policy import Level, Reason
 from upseal.fleet.server.tables import agents, clients
 
 HOUR_MS = 3_600_000
+_LEAST_PREFIX = 6
 JOINED = agents.outerjoin(clients, agents.c.agent == clients.c.agent)
 
 
@@ -75,3 +76,12 @@ def read(db: Connection, rows: Select[Any]) -> list[Client]:
 def by_name(db: Connection, where: Any) -> list[Client]:
     """All that ``where`` chooses."""
     return read(db, query(where).order_by(agents.c.name, agents.c.agent))
+
+
+def id_begins(text: str) -> Any:
+    """Whose id begins so, in hexadecimal; None if that is too little, or no beginning of an id."""
+    lower = text.lower()
+    if not _LEAST_PREFIX <= len(lower) <= 32 or set(lower) - set("0123456789abcdef"):
+        return None
+    first, last = bytes.fromhex(lower.ljust(32, "0")), bytes.fromhex(lower.ljust(32, "f"))
+    return agents.c.agent.between(first, last)

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.server.overview.census import Choice
 
-MINUTE, HOUR, DAY = 1, 60, 1440
+HOUR, DAY = 60, 1440
 RANGES = {
     "1h": (HOUR, 1, "the last hour"),
     "24h": (DAY, 6, "the last 24 hours"),

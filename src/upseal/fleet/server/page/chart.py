@@ -117,12 +117,11 @@ def _draw(
     def y(value: float) -> float:
         return _TOP + tall * (1 - value / top)
 
+    runs = list(_runs(points, step))
     layers = []
     for index, name in enumerate(names):
         path = []
-        for run in _runs(points, step):
-            if len(run) == 1:  # seen once: as wide as a step
-                run = [(run[0][0] - step, run[0][1]), run[0]]
+        for run in runs:
             upper = [(x(m), y(sum(v[: index + 1]))) for m, v in run]
             lower = [(x(m), y(sum(v[:index]))) for m, v in reversed(run)]
             if any(a[1] != b[1] for a, b in zip(upper, reversed(lower), strict=True)):
@@ -138,15 +137,13 @@ def _draw(
 
 
 def _runs(points: Sequence[Point], step: int) -> Iterator[list[Point]]:
-    """Points without a hole between them."""
+    """Points without a hole between them; one that stands alone is as wide as a step."""
     run: list[Point] = []
-    for point in points:
-        if run and point[0] - run[-1][0] > _HOLE * step:
-            yield run
-            run = []
+    for index, point in enumerate(points, 1):
         run.append(point)
-    if run:
-        yield run
+        if index == len(points) or points[index][0] - point[0] > _HOLE * step:
+            yield run if len(run) > 1 else [(point[0] - step, point[1]), point]
+            run = []
 
 
 def _round_steps(highest: float) -> list[float]:

@@ -34,7 +34,6 @@ _VIEWS = 64
 _SHOWN = 10
 _ALARMS_SHOWN = 20
 _RELAYS_SHOWN = 200
-_DAY_MS = 86_400_000
 
 
 class NoManifest(Exception):  # noqa: N818 - a state of affairs
@@ -129,7 +128,7 @@ class Facts:
                 "dead_letters": _dead_letters(db),
                 "uploads": _uploads(db),
                 "alarms": alarm_facts.facts(
-                    db, alarms.listing(db, now - 7 * _DAY_MS, _ALARMS_SHOWN, only_open=True)
+                    db, alarms.listing(db, now - 7 * duties.DAY_MS, _ALARMS_SHOWN, only_open=True)
                 ),
                 "warnings": list(
                     duties.to_do(manifest, now, calendar, drains, waiting, switch)

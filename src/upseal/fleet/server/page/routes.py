@@ -29,6 +29,7 @@ from upseal.fleet.server.page.rendering import Templates
 from upseal.fleet.server.page.sessions import (
     BEFORE,
     SESSION,
+    VALUE_MAX,
     Session,
     Sessions,
     is_tls,
@@ -186,7 +187,7 @@ class Page:
         self, request: Request, error: str = "", status: int = 200, name: str = ""
     ) -> Response:
         cookie = BEFORE.read(request)
-        if not cookie or len(cookie) > 64:
+        if not cookie or len(cookie) > VALUE_MAX:
             cookie = new_value()
         response = self._html(
             "login.html", status, error=error, name=name[: logins.NAME_MAX],

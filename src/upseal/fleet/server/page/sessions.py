@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 TOKEN = 32
 """Bytes."""
 _MOST = 1024
-_VALUE_MAX = 64
+VALUE_MAX = 64
+"""Characters of a cookie's value that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Sessions:
 
     def find(self, token: str | None) -> Session | None:
         """Whose token it is, while the time lasts."""
-        if not token or len(token) > _VALUE_MAX:
+        if not token or len(token) > VALUE_MAX:
             return None
         digest = _hash(token)
         with self._lock:
@@ -77,7 +78,7 @@ class Sessions:
 
     def is_ours(self, cookie: str | None, given: str) -> bool:
         """Whether a form is."""
-        if not cookie or len(cookie) > _VALUE_MAX:
+        if not cookie or len(cookie) > VALUE_MAX:
             return False
         return hmac.compare_digest(self.form_token(cookie).encode(), given.encode())
 

@@ -106,15 +106,15 @@ class Store:
         store = cls(_engine(url, path), path)
         try:
             with store.reading() as db:
-                if not sqlalchemy.inspect(db).has_table("meta"):
+                there = set(sqlalchemy.inspect(db).get_table_names())
+                if tables.meta.name not in there:
                     raise StoreError("this database is not one of upseal's")
                 version = get_meta(db, "schema")
-                missing = _ALL_TABLES - set(sqlalchemy.inspect(db).get_table_names())
             if version != str(tables.SCHEMA):
                 raise StoreError(
                     f"the database is of version {version}, this upseal knows {tables.SCHEMA}"
                 )
-            if missing:
+            if not there >= _ALL_TABLES:
                 store._add_tables()
         except sqlalchemy.exc.SQLAlchemyError as error:
             store.close()

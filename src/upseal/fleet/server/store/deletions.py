@@ -15,13 +15,12 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, Connection, LargeBinary, bindparam, func, or_, select, update
 
 from upseal.fleet.server.store.prepared import upsert
-from upseal.fleet.server.upload_tables import deletions, uploads
+from upseal.fleet.server.upload_tables import GONE, deletions, uploads
 
 _STEP = 100
 
 Which = tuple[bytes, bytes]
 """Agent and upload."""
-_SAME = (deletions.c.agent == uploads.c.agent) & (deletions.c.upload == uploads.c.upload)
 
 
 class Left(NamedTuple):
@@ -59,7 +58,7 @@ def left(db: Connection, limit: int = _STEP) -> list[Left]:
     """Some of those whose bytes nobody has seen gone."""
     query = (
         select(uploads.c.agent, uploads.c.upload, uploads.c.path, uploads.c.body_id)
-        .join_from(deletions, uploads, _SAME)
+        .join_from(deletions, uploads, GONE)
         .where(deletions.c.removed.is_(None))
         .order_by(deletions.c.agent, deletions.c.upload)
         .limit(limit)
@@ -85,7 +84,7 @@ def due(db: Connection, received_before: int) -> Due | None:
     """What came in before that time (unix milliseconds, the server's clock); None: nothing."""
     query = (
         select(func.min(uploads.c.received), func.count(), func.sum(uploads.c.size))
-        .join_from(uploads, deletions, _SAME, isouter=True)
+        .join_from(uploads, deletions, GONE, isouter=True)
         .where(deletions.c.deleted.is_(None), uploads.c.received < received_before)
     )
     first, count, size = db.execute(query).one()
@@ -100,7 +99,7 @@ def drop(db: Connection, first: int, received_before: int, now_ms: int) -> int |
     """
     query = (
         select(uploads.c.agent, uploads.c.upload, uploads.c.received)
-        .join_from(uploads, deletions, _SAME, isouter=True)
+        .join_from(uploads, deletions, GONE, isouter=True)
         .where(
             deletions.c.deleted.is_(None),
             uploads.c.received >= first,
@@ -118,7 +117,7 @@ def stored_bytes(db: Connection) -> int:
     """Of all files whose bytes are on the disk."""
     query = (
         select(func.coalesce(func.sum(uploads.c.size), 0))
-        .join_from(uploads, deletions, _SAME, isouter=True)
+        .join_from(uploads, deletions, GONE, isouter=True)
         .where(or_(deletions.c.deleted.is_(None), deletions.c.removed.is_(None)))
     )
     return int(db.execute(query).scalar_one())

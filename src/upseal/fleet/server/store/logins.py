@@ -14,7 +14,6 @@ from sqlalchemy import Connection, delete, insert, select, update
 from upseal.fleet.server.tables import page_logins
 
 NAME_MAX = 64
-PASSWORD_MAX = 256
 _COST, _BLOCK, _PARALLEL = 1 << 15, 8, 1  # 32 MiB and some 80 ms: passwords are made, not chosen
 _COST_MAX = 1 << 20
 _SALT, _HASH = 16, 32

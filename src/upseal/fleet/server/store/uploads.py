@@ -16,7 +16,7 @@ from upseal.fleet.server.store.prepared import Prepared, upsert
 from upseal.fleet.server.store.units import NewUnit
 from upseal.fleet.server.tables import agents
 from upseal.fleet.server.tables import units as unit_rows
-from upseal.fleet.server.upload_tables import announcements, deletions, uploads
+from upseal.fleet.server.upload_tables import GONE, announcements, deletions, uploads
 from upseal.fleet.units import Status
 from upseal.fleet.uploads.words import Announcement, is_announcement
 
@@ -204,12 +204,6 @@ def candidates(
     return [_announced(row) for row in db.execute(query)]
 
 
-def is_announced(db: Connection, upload: bytes) -> bool:
-    """Whether anybody has announced an upload of this id, with whatever body."""
-    query = select(announcements.c.digest).where(announcements.c.upload == upload).limit(1)
-    return db.execute(query).first() is not None
-
-
 def announcers(db: Connection, upload: bytes) -> list[bytes]:
     """The agents that have announced an upload of this id, a few at most."""
     query = select(announcements.c.agent).where(announcements.c.upload == upload).distinct()
@@ -238,9 +232,8 @@ def put(db: Connection, new: StoredUpload) -> bool:
     return True
 
 
-_GONE = (deletions.c.agent == uploads.c.agent) & (deletions.c.upload == uploads.c.upload)
 _HERE = deletions.c.deleted.is_(None)
-_ROWS = select(uploads, deletions.c.deleted).join_from(uploads, deletions, _GONE, isouter=True)
+_ROWS = select(uploads, deletions.c.deleted).join_from(uploads, deletions, GONE, isouter=True)
 _NAMED = _ROWS.add_columns(agents.c.name.label("client")).join(
     agents, agents.c.agent == uploads.c.agent, isouter=True
 )
@@ -273,7 +266,7 @@ def receipts(db: Connection, bodies: Sequence[bytes]) -> dict[bytes, list[Receip
         some = bodies[at : at + _IDS]
         taken = (
             select(here.body_id, here.announcement, here.agent, deletions.c.deleted)
-            .join_from(uploads, deletions, _GONE, isouter=True)
+            .join_from(uploads, deletions, GONE, isouter=True)
             .where(here.body_id.in_(some))
             .order_by(here.received, here.agent)
         )
@@ -283,7 +276,7 @@ def receipts(db: Connection, bodies: Sequence[bytes]) -> dict[bytes, list[Receip
         named = (
             select(said.body_id, said.digest, said.agent, here.body_id, deletions.c.deleted)
             .join_from(announcements, uploads, same)
-            .join(deletions, _GONE, isouter=True)
+            .join(deletions, GONE, isouter=True)
             .where(said.body_id.in_(some))
             .order_by(said.received, said.digest)
         )
@@ -368,7 +361,7 @@ def totals(db: Connection) -> dict[str, tuple[int, int]]:
     size = func.coalesce(func.sum(uploads.c.size), 0)
     query = (
         select(uploads.c.form, func.count(), size)
-        .join_from(uploads, deletions, _GONE, isouter=True)
+        .join_from(uploads, deletions, GONE, isouter=True)
         .where(_HERE)
         .group_by(uploads.c.form)
     )

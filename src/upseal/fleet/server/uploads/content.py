@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from upseal.fleet.files import make_private_directory, sync_directory
+from upseal.fleet.files import free_bytes, make_private_directory, sync_directory
 from upseal.fleet.server.settings import Settings
 
 _PARTS = ".parts"
@@ -108,8 +108,7 @@ class Content:
         Raises:
             OSError: they do not (ENOSPC).
         """
-        found = os.statvfs(self.folder)
-        if found.f_bavail * found.f_frsize < size + self._min_free:
+        if free_bytes(self.folder) < size + self._min_free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextmanager

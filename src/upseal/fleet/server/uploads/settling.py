@@ -23,8 +23,9 @@ from upseal.fleet.server.opening import Failed
 from upseal.fleet.server.store import Store, alarms, deadletters, now_ms, uploads
 from upseal.fleet.server.store.uploads import Announced, Receipted, StoredUpload
 from upseal.fleet.server.uploads.content import Content
-from upseal.fleet.server.uploads.unsealing import Unsealed, Unsealing, looks_sealed
+from upseal.fleet.server.uploads.unsealing import Unsealed, Unsealing
 from upseal.fleet.units import Receipt, Status, signed_receipt
+from upseal.fleet.uploads.ondisk import looks_sealed
 from upseal.fleet.uploads.shelf import Held
 
 _REMEMBERED = 4096
@@ -258,7 +259,8 @@ class Settling:
 
     def _receipted(self, held: Held, found: _Found) -> Settled:
         with self._store.reading() as db:
-            said = {one.digest: one.status for one in self._said(db, held.body_id)}
+            known = uploads.receipts(db, [held.body_id]).get(held.body_id, ())
+        said = {one.digest: one.status for one in known}
         for one in found.fitting:  # sealed on the way, of a file that came another way before
             said.setdefault(one.digest, Status.DUPLICATE)
         for one in found.refused:
@@ -267,9 +269,6 @@ class Settling:
         some = list(said.items())[: uploads.RECEIPTS]
         signed = self.sign([Receipted(digest, status) for digest, status in some])
         return Settled(signed, None, what, found.new)
-
-    def _said(self, db: Any, body_id: bytes) -> Sequence[Receipted]:
-        return uploads.receipts(db, [body_id]).get(body_id, ())
 
     def sign(self, said: Sequence[Receipted]) -> list[bytes]:
         """Receipts, for what is on the disk."""
