@@ -179,6 +179,30 @@ def test_one_agent_does_not_take_all_the_room(site, parent, tmp_path):
         assert modest.post(modest.sealed(modest.unit(b"a")))[0].state is State.PENDING
 
 
+def test_a_body_that_is_to_wait_holds_up_no_other(site, parent, tmp_path):
+    """An agent whose bodies the server has no room for, dead letters say, is not its neighbour."""
+
+    def judge(body):
+        if body in unwelcome:
+            return Result.failed(body_id(body), Problem("full", retry_after=3600))
+        return parent.honest(body)
+
+    with (
+        relay_of(site, tmp_path, parent.url) as relay,
+        senders(site, relay.url, 2) as (rogue, honest),
+    ):
+        unwelcome = [rogue.sealed(rogue.unit(b"%d" % i)) for i in range(3)]
+        parent.judge = judge
+        for body in unwelcome:  # each in a request of its own, as the only body
+            rogue.post(body)
+            eventually(lambda body=body: body in parent.bodies)
+        bodies = [honest.sealed(honest.unit(b"%d" % i)) for i in range(3)]
+        for body in bodies:
+            honest.post(body)
+        assert {answer.state for answer in honest.done(*bodies)} == {State.DONE}
+        assert {answer.state for answer in rogue.ask(*map(body_id, unwelcome))} == {State.PENDING}
+
+
 def test_results_of_the_parent_are_fetched_when_it_is_slow(parent, sender):
     parent.judge = lambda body: Result.pending(body_id(body))
     waiting = {}

@@ -400,6 +400,21 @@ def test_dead_letters_of_one_hop_are_bounded(site, agent):
     assert alarms_of(site, "dead-letters-full", agent.hop_id)
 
 
+def test_a_relay_hears_of_each_body_that_it_is_to_wait(site, relay):
+    """Its other clients have nothing to do with it: the request as a whole is no answer."""
+    public = site.manifest().encryption[0].public()
+
+    def lost():
+        rows = unit_rows([relay.unit(os.urandom(9000))])
+        return Sealer([public]).seal_batch(rows, b"another context")
+
+    states = [only(relay.send(lost())).state for _ in range(2)]
+    assert states == [State.PENDING] * 2
+    for found in (relay.send(lost()), relay.send(bundle([lost(), lost()]))):
+        assert {problem_of(result) for result in found} == {"full"}
+        assert all(result.problem.retry_after for result in found)
+
+
 def test_a_key_that_was_never_ours(site, agent):
     body = sealed(site, agent.unit(b"x"), recipients=[PrivateKey.generate().public_key])
     assert problem_of(only(agent.send(body))) == "stale-key"

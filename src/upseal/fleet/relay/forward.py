@@ -19,6 +19,7 @@ from upseal.fleet.http.client import Backoff, Response, Unreachable
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import MalformedResults, Result, State
+from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.relay.books import Books, bundles
 from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.queue import Queue
@@ -71,6 +72,7 @@ class Forwarder:
         self._repackager, self._receipts, self._refresh = repackager, receipts, refresh
         self._others = others
         self.books = Books()
+        self._seldom = Seldom()
         self._alone: set[bytes] = set()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -268,15 +270,18 @@ class Forwarder:
 
     def _problem(self, upload: Upload, problem: Problem) -> None:
         """The parent answered an upload with a problem."""
-        event(
-            _log,
-            "problem from the parent",
-            level=logging.WARNING,
-            problem=problem.name,
-            detail=problem.detail,
-            bodies=len(upload.origins),
-            repackaged=upload.repackaged,
-        )
+        left_out = self._seldom.tell()
+        if left_out is not None:
+            event(
+                _log,
+                "problem from the parent",
+                level=logging.WARNING,
+                problem=problem.name,
+                detail=problem.detail,
+                bodies=len(upload.origins),
+                repackaged=upload.repackaged,
+                left_out=left_out,
+            )
         if problem.temporary:
             delay = max(self._limits.retry, problem.retry_after or 0.0)
             self._again(self.books.failed([upload]), problem.name, delay)

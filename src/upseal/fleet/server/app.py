@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,7 +113,6 @@ class App:
         except SQLAlchemyError:
             # A full disk, a database that is away: nothing is stored, and all can come again.
             raise Problem("full", "the database takes nothing", retry_after=10) from None
-        _raise_if_all_are_to_wait(answers)
         return responses.of_results(answers)
 
     async def results(self, request: Request) -> Response:
@@ -217,14 +216,6 @@ class App:
 
 def _nothing_yet() -> Problem:
     return Problem("full", "there is no manifest yet", retry_after=5)
-
-
-def _raise_if_all_are_to_wait(answers: Sequence[Result]) -> None:
-    """Where nothing at all was taken, the request as a whole says so, with its Retry-After."""
-    problems = [answer.problem for answer in answers]
-    if all(problem is not None and problem.temporary for problem in problems):
-        assert problems[0] is not None
-        raise problems[0]
 
 
 def run(

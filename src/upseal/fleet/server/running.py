@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from upseal.core.keys import PrivateKey
@@ -158,7 +158,8 @@ class Server:
         """Takes a request through: a thread of the pool, the writer, and the pool again.
 
         Every time one thread wakes another costs; so the one that waits for the result is woken
-        once, at the end.
+        once, at the end. An agent of which nothing at all was taken is told so by a `Problem`. A
+        relay hears it of each body: whose bodies find no room is not to hold up its neighbours.
         """
         done: Future[list[Result]] = Future()
         done.set_running_or_notify_cancel()
@@ -172,13 +173,17 @@ class Server:
             except BaseException as error:
                 done.set_exception(error)
             else:
-                written.add_done_callback(lambda _: self.pool.submit(finish, request, written))
+                written.add_done_callback(
+                    lambda _: self.pool.submit(finish, sender, request, written)
+                )
 
-        def finish(request: Request, written: Future[Outcome]) -> None:
+        def finish(sender: Sender, request: Request, written: Future[Outcome]) -> None:
             try:
                 results = self.intake.finish(request, written.result())
                 for result in results:
                     self.answers.put(result)
+                if sender.role == "agent":
+                    _raise_if_all_are_to_wait(results)
                 done.set_result(results)
             except BaseException as error:
                 done.set_exception(error)
@@ -230,3 +235,11 @@ def _private_key(settings: Settings) -> PrivateKey:
 def _unusable(name: str, error: Exception) -> SettingsError:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return SettingsError(f"cannot use {name}: {why}")
+
+
+def _raise_if_all_are_to_wait(answers: Sequence[Result]) -> None:
+    """Where nothing at all was taken, the request as a whole says so, with its Retry-After."""
+    problems = [answer.problem for answer in answers]
+    if all(problem is not None and problem.temporary for problem in problems):
+        assert problems[0] is not None
+        raise problems[0]
