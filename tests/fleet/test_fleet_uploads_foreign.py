@@ -2,7 +2,7 @@
 """Clients that are not ours: `tuspy`, and `tus-js-client` run by node.
 
 A small proxy on loopback adds the two headers of ours; all the rest is as they made it.
-`npm install --prefix build/npm tus-js-client` puts the second one where it is looked for.
+`scripts/test-companions` puts the second one where it is looked for.
 """
 
 import io
@@ -163,7 +163,7 @@ class TestTusJsClient:
         if node is None:
             pytest.skip("there is no node")
         if not MODULE.is_dir():
-            pytest.skip("tus-js-client is not there: npm install --prefix build/npm tus-js-client")
+            pytest.skip("tus-js-client is not there: see scripts/test-companions")
 
         def run(ticket, through=proxy, **job):
             job = {
