@@ -45,14 +45,25 @@ const upseal_backend *upseal_backend_at(size_t index); /* NULL past the last */
 struct upseal_work {
     const upseal_aead *aead[2]; /* by cipher - 1 */
     void *state[2];
+    uint8_t keyed[2]; /* a key has been set in that state since it was last scrubbed */
     uint8_t chunk[UPSEAL_CHUNK_LEN]; /* where a chunk waits for its tag to be checked */
 };
 
+/* Who has given a key its memory. */
+typedef struct upseal_keeper {
+    void (*take_back)(struct upseal_keeper *keeper, upseal_key *key); /* wipes */
+} upseal_keeper;
+
 struct upseal_key {
+    upseal_keeper *keeper; /* NULL: the C library */
+    uint32_t slot;         /* the keeper's number for it */
     uint8_t cipher;
     uint8_t has_base_nonce;
+    uint8_t has_others; /* of a session */
     uint8_t key[UPSEAL_KEY_LEN];
     uint8_t base_nonce[UPSEAL_BASE_NONCE_LEN];
+    uint8_t batch[UPSEAL_KEY_LEN];
+    uint8_t upload[UPSEAL_KEY_LEN];
 };
 
 /* base + offset. Inputs without bytes may be NULL, and in C11 not even 0 may be added to that. */

@@ -129,8 +129,10 @@ static upseal_status hchacha_subkey(void *opaque, const uint8_t key[32], const u
     int n;
     /* OpenSSL's ChaCha20 takes words 12 to 15, counter and nonce, as its 16-byte IV. */
     if (!EVP_EncryptInit_ex2(s->deriving, NULL, key, nonce, NULL) ||
-        !EVP_EncryptUpdate(s->deriving, stream, &n, zero, sizeof stream) || n != sizeof stream)
+        !EVP_EncryptUpdate(s->deriving, stream, &n, zero, sizeof stream) || n != sizeof stream) {
+        upseal_wipe(stream, sizeof stream);
         return UPSEAL_EBACKEND;
+    }
     for (size_t word = 0; word < 8; word++) {
         const size_t from = word < 4 ? 4 * word : 48 + 4 * (word - 4);
         const uint8_t *input = word < 4 ? constants + 4 * word : nonce + 4 * (word - 4);

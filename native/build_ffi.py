@@ -55,9 +55,12 @@ def ippcp() -> tuple[Path, Path] | None:
 
 def builder() -> FFI:
     """The FFI object that setuptools builds from."""
-    sources = ["core.c", "selftest.c", "records.c", "chunks.c", "aead_openssl.c"]
+    sources = ["core.c", "arena.c", "derive.c", "selftest.c", "records.c", "chunks.c"]
+    sources.append("aead_openssl.c")
     compile_args = [] if sys.platform == "win32" else ["-std=c11", "-O2", "-fvisibility=hidden"]
-    link_args: list[str] = []
+    # Bound at once, or the first call of each function saves all registers on the stack, and what
+    # keys they hold with them.
+    link_args = ["-Wl,-z,relro,-z,now"] if sys.platform == "linux" else []
     macros: list[tuple[str, str]] = []
     objects: list[str] = []
     if found := ippcp():
@@ -86,7 +89,7 @@ def builder() -> FFI:
         sources=[f"native/{name}" for name in sources],
         # aead_ippcp.c also where it is not built: what is named here goes into the sdist.
         depends=[
-            *("native/upseal.h", "native/aead.h", "native/probes.h"),
+            *("native/upseal.h", "native/aead.h", "native/probes.h", "native/secrets.h"),
             *("native/aead_ippcp.c", "native/build_ffi.py"),
         ],
         include_dirs=["native"],

@@ -14,6 +14,7 @@ static upseal_status start(upseal_work *work, const upseal_key *key, const upsea
     if (!work || !key || !key->has_base_nonce) return UPSEAL_EARGUMENT;
     *aead = work->aead[key->cipher - 1];
     *state = work->state[key->cipher - 1];
+    work->keyed[key->cipher - 1] = 1;
     return *state ? (*aead)->set_key(*state, key->key) : UPSEAL_EBACKEND;
 }
 

@@ -112,7 +112,7 @@ void upseal_xaes_blocks(const uint8_t l[16], const uint8_t nonce[24], uint8_t bl
     for (size_t i = 0; i < 15; i++) k1[i] = (uint8_t)(l[i] << 1 | l[i + 1] >> 7);
     k1[15] = (uint8_t)(l[15] << 1 ^ (0x87 & -(l[0] >> 7)));
     for (uint8_t counter = 1; counter <= 2; counter++) {
-        uint8_t *block = blocks + 16 * (counter - 1);
+        uint8_t *block = blocks + (size_t)16 * (counter - 1U);
         const uint8_t label[4] = {0, counter, 0x58, 0};
         for (size_t i = 0; i < 4; i++) block[i] = label[i] ^ k1[i];
         for (size_t i = 4; i < 16; i++) block[i] = nonce[i - 4] ^ k1[i];
@@ -146,6 +146,24 @@ void upseal_work_free(upseal_work *work)
     free(work);
 }
 
+void upseal_work_scrub(upseal_work *work)
+{
+    static const uint8_t zero[UPSEAL_KEY_LEN];
+    uint8_t out[UPSEAL_KEY_LEN + UPSEAL_TAG_LEN];
+    for (size_t i = 0; i < 2; i++) {
+        const upseal_aead *aead = work->aead[i];
+        void *state = work->state[i];
+        if (!work->keyed[i]) continue;
+        /* A key of zeros takes the place of the last one wherever a library keeps what it makes of
+         * it; sealing and opening under it do the same for what they make on the way. */
+        if (aead->subkey(state, zero, zero, out) == UPSEAL_OK &&
+            aead->set_key(state, zero) == UPSEAL_OK &&
+            aead->seal(state, zero, NULL, 0, zero, sizeof zero, out) == UPSEAL_OK &&
+            aead->open(state, zero, NULL, 0, out, sizeof zero, out) == UPSEAL_OK)
+            work->keyed[i] = 0;
+    }
+}
+
 upseal_key *upseal_key_new(uint8_t cipher, const uint8_t *material, size_t material_len)
 {
     if (cipher != UPSEAL_AES_256_GCM && cipher != UPSEAL_CHACHA20_POLY1305) return NULL;
@@ -165,6 +183,10 @@ upseal_key *upseal_key_new(uint8_t cipher, const uint8_t *material, size_t mater
 void upseal_key_free(upseal_key *key)
 {
     if (!key) return;
+    if (key->keeper) {
+        key->keeper->take_back(key->keeper, key);
+        return;
+    }
     upseal_wipe(key, sizeof *key);
     free(key);
 }

@@ -4,6 +4,7 @@
  */
 #include "aead.h"
 #include "probes.h"
+#include "secrets.h"
 
 #include <string.h>
 
@@ -62,6 +63,7 @@ static upseal_status select_cipher(upseal_work *work, const upseal_key *key, cip
     if (!work || !key || key->has_base_nonce) return UPSEAL_EARGUMENT;
     use->aead = work->aead[key->cipher - 1];
     use->state = work->state[key->cipher - 1];
+    work->keyed[key->cipher - 1] = 1;
     return use->state ? UPSEAL_OK : UPSEAL_EBACKEND;
 }
 
@@ -117,6 +119,9 @@ static upseal_status open_record(const cipher_state *use, const uint8_t nonce[24
     if (status != UPSEAL_OK) return status;
     *opened = len;
     if (padded) *opened = unpad(out, len, &bad);
+    /* The tag was right. Its verdict on the padding, and the length, are what the caller gets. */
+    UPSEAL_PUBLIC(&bad, sizeof bad);
+    UPSEAL_PUBLIC(opened, sizeof *opened);
     if (bad) {
         upseal_wipe(out, len);
         return UPSEAL_EFORGED;

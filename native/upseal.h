@@ -9,11 +9,11 @@
  *     input, output.  A length stands right after what it measures.
  *   - Every call that can fail returns an upseal_status: 0 is success, and the
  *     result must be looked at.  After a failure every output is zero over its
- *     whole length.
+ *     whole length (a table of results: UPSEAL_EFORGED).
  *   - Inputs and outputs must not overlap.  An input without bytes may be NULL.
  *   - A work space serves one call at a time; any number of them may be in use at
  *     once.  A key is only read, and may be shared by any number of calls.
- *   - Nothing is allocated but in upseal_work_new and upseal_key_new.
+ *   - Nothing is allocated but where something is made: upseal_work_new, the keys, the arena.
  *   - No branch, index or length depends on a key, or on a plaintext byte whose
  *     tag has not been checked.
  *
@@ -64,7 +64,7 @@ typedef enum {
 const char *upseal_backend_name(size_t index);
 
 /* UPSEAL_OK if the backend can run here and gives the published answers for both
- * ciphers; UPSEAL_EARGUMENT if there is none of that index.  Call it once in a process,
+ * ciphers and for HKDF; UPSEAL_EARGUMENT if there is none of that index.  Call it once in a process,
  * from one thread, before anything else of that backend: it also makes it ready. */
 UPSEAL_MUST_CHECK upseal_status upseal_backend_test(size_t index);
 
@@ -84,10 +84,58 @@ typedef struct upseal_key upseal_key;
 upseal_work *upseal_work_new(size_t backend);
 void upseal_work_free(upseal_work *work); /* wipes; NULL is allowed */
 
+/* Overwrites what the calls before left of their keys in a work space (key schedules, mostly): for
+ * one that nobody uses while a key comes to its end.  Costs next to nothing if there were none. */
+void upseal_work_scrub(upseal_work *work);
+
 /* Copies `material`: the key (32 bytes, for records), or the key and the base nonce
  * (44 bytes, for chunks).  NULL if the cipher or the length is none of these. */
 upseal_key *upseal_key_new(uint8_t cipher, const uint8_t *material, size_t material_len);
-void upseal_key_free(upseal_key *key); /* wipes; NULL is allowed */
+void upseal_key_free(upseal_key *key); /* wipes, wherever it lives; NULL is allowed */
+
+/* ---- where keys live ------------------------------------------------------------
+ *
+ * An arena has pages of its own for keys, locked into memory as far as the system lets us (they go
+ * to no swap) and left out of core dumps.  Any number of threads may make and free keys in one, and
+ * so may the child of a fork, without locks.  Where a system has no such pages, its keys are like
+ * those of upseal_key_new.
+ */
+
+typedef struct upseal_arena upseal_arena;
+
+upseal_arena *upseal_arena_new(void); /* NULL if there is no memory */
+/* NULL is allowed.  Keys that are left in it stay good: its memory goes with the last of them. */
+void upseal_arena_free(upseal_arena *arena);
+
+/* As upseal_key_new, in an arena. */
+upseal_key *upseal_arena_key(
+    upseal_arena *arena, uint8_t cipher, const uint8_t *material, size_t material_len);
+
+/* The keys of a session in one, from report_key | batch_key | upload_key: for records it is the
+ * first of them, and the calls below find the others.  NULL as above. */
+upseal_key *upseal_session_key(upseal_arena *arena, uint8_t cipher, const uint8_t keys[96]);
+
+/* The key of a session's batches, for records. */
+upseal_key *upseal_batch_key(upseal_arena *arena, const upseal_key *session);
+
+/* Locks again what can be locked: a child has its parent's keys, but not the locks. */
+void upseal_arena_relock(upseal_arena *arena);
+
+/* Bytes that its keys take, that it has, and how many of those are locked. */
+void upseal_arena_measure(
+    const upseal_arena *arena, uint64_t *used, uint64_t *size, uint64_t *locked);
+
+/* ---- derivation ------------------------------------------------------------------- */
+
+/* HKDF-Expand (RFC 5869) with SHA-512; out_len is at most 16320. */
+UPSEAL_MUST_CHECK upseal_status upseal_expand(
+    const uint8_t secret[32], const uint8_t *info, size_t info_len, uint8_t *out, size_t out_len);
+
+/* The key of an upload, for chunks, and its commitment: 76 bytes that the upload key of a session
+ * is expanded to.  NULL, and a commitment of zeros, if that is no session, or there is no memory. */
+upseal_key *upseal_upload_key(
+    upseal_arena *arena, const upseal_key *session, const uint8_t *info, size_t info_len,
+    uint8_t commitment[32]);
 
 /* ---- records ---------------------------------------------------------------
  *
@@ -99,7 +147,7 @@ void upseal_key_free(upseal_key *key); /* wipes; NULL is allowed */
  * of len(r) + 1, and opening accepts that alone.
  */
 
-/* Length of a padded record of `len` bytes, before the tag. */
+/* Length of a padded record of `len` bytes, before the tag; for lengths below 2^52. */
 size_t upseal_padded_len(size_t len);
 
 /* Room that sealing these records takes besides prefixes, nonces and tables: the sum of
@@ -164,7 +212,8 @@ UPSEAL_MUST_CHECK upseal_status upseal_seal_batch(
     size_t out_len);
 
 /* Reads a batch's table of `count` sealed lengths into `offsets` (count + 1 entries, from 0).
- * UPSEAL_EFORGED if a length is none that sealing can give. */
+ * UPSEAL_EFORGED if a length is outside the limits of a record; whether it is one that padding
+ * gives, opening finds out. */
 UPSEAL_MUST_CHECK upseal_status upseal_batch_offsets(
     const uint8_t *table, size_t count, int padded, int64_t *offsets);
 

@@ -60,10 +60,10 @@ def test_offsets_are_copied_before_c_sees_them(code):
     assert reports.offsets.tolist() == [0, 3, 5]
 
 
-def test_a_report_exchanged_for_a_longer_one_meanwhile_is_refused_and_not_cut():
-    reports = [b"short"]
-    listed = Listed(reports)
-    reports[0] = b"not so short"
+def test_a_report_that_grows_meanwhile_is_refused_and_not_cut():
+    report = bytearray(b"short")
+    listed = Listed([report])
+    report += b", and not so short"
     with pytest.raises(ValueError, match="changed its size"):
         listed.read(0, 1, io.BytesIO())
 

@@ -42,8 +42,10 @@ size_t sealed_len(const packed *records, int padded); /* ciphertexts and tags */
 
 static const uint8_t test_nonce[24] = "ABCDEFGHIJKLMNOPQRSTUVWX";
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): what is declared cannot stand in them */
 #define CIPHERS(cipher) for (uint8_t cipher = 1; cipher <= 2; cipher++)
 #define ENGINES(e) for (engine *e = engines; e < engines + engine_count; e++)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 void test_odds_and_ends(void);
 void test_vectors(void);
@@ -52,6 +54,8 @@ void test_batches(void);
 void test_padding(void);
 void test_chunks(void);
 void test_arguments(void);
+void test_survivors(void);
 void test_threads(void);
+void test_arena(void);
 
 #endif

@@ -66,7 +66,8 @@ void test_vectors(void)
 static void envelopes_of(uint8_t cipher, int padded)
 {
     size_t sizes[512];
-    packed in = pack(sizes, make_sizes(sizes));
+    const size_t count = make_sizes(sizes);
+    packed in = pack(sizes, count);
     const size_t len = sealed_len(&in, padded) + FRONT * in.count;
     const size_t room = len - (FRONT + UPSEAL_TAG_LEN) * in.count;
     upseal_key *key = new_key(cipher, 32);
@@ -257,7 +258,8 @@ static void free_batch(batch *b)
 static void batches_of(uint8_t cipher, int padded)
 {
     size_t sizes[512];
-    packed in = pack(sizes, make_sizes(sizes));
+    const size_t count = make_sizes(sizes);
+    packed in = pack(sizes, count);
     upseal_key *key = new_key(cipher, 32);
     batch reference = {NULL, NULL, 0, NULL};
 
@@ -313,7 +315,7 @@ static void tampered_batches(engine *e, uint8_t cipher, int padded)
     for (size_t at = 0; at <= b.records_len + 24 + 12; at++) {
         uint8_t nonce[24], aad[12], *out = dirty(room), *offsets = dirty(5 * sizeof(int64_t));
         upseal_status status;
-        memcpy(nonce, test_nonce, 24);
+        memcpy(nonce, test_nonce, sizeof nonce);
         batch_aad(aad, 4);
         if (at < b.records_len)
             b.records[at] ^= 1;

@@ -89,12 +89,19 @@ def check_envelope(size: int, at: int, padded: bool) -> None:
         raise OpenError("the envelope is longer than 16 MiB", at)
 
 
-def parse_batch(data: memoryview, at: int, padded: bool, read: ReadTable = sealed_ends) -> Batch:
+def parse_batch(
+    data: memoryview,
+    at: int,
+    padded: bool,
+    read: ReadTable = sealed_ends,
+    size: int | None = None,
+) -> Batch:
     """Reads a batch whose kind byte stands at ``at``; every length is checked against the rest.
 
-    ``read`` reads the table of lengths: an engine may be quicker at it.
+    ``read`` reads the table of lengths: an engine may be quicker at it. Where ``data`` is cut off
+    behind the table, ``size`` is how long it was.
     """
-    size = len(data)
+    size = len(data) if size is None else size
     table_at = at + 1 + NONCE + 4
     if size < table_at:
         raise Truncated("ends inside the batch's front", size)

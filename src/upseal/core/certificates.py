@@ -26,9 +26,12 @@ def load(data: bytes) -> x509.Certificate:
     Raises:
         ValueError: it is neither.
     """
-    if b"-----BEGIN CERTIFICATE-----" in data:
-        return x509.load_pem_x509_certificate(data)
-    return x509.load_der_x509_certificate(data)
+    try:
+        if b"-----BEGIN CERTIFICATE-----" in data:
+            return x509.load_pem_x509_certificate(data)
+        return x509.load_der_x509_certificate(data)
+    except x509.InvalidVersion as error:
+        raise ValueError(f"a certificate of an unknown version: {error}") from None
 
 
 def encryption_key(data: bytes) -> Any:
@@ -38,7 +41,10 @@ def encryption_key(data: bytes) -> Any:
         ValueError: it is meant for something else, or is no certificate.
     """
     certificate = load(data)
-    extensions = certificate.extensions
+    try:
+        extensions = certificate.extensions
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(f"this certificate's extensions cannot be read: {error}") from None
     try:
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         allowed = usage.key_encipherment or usage.key_agreement

@@ -8,14 +8,23 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from upseal.core import header as headers
-from upseal.core.bodies import UPLOAD_FRONT, Kind, check_envelope, parse_batch, read_kind
+from upseal.core.bodies import (
+    BATCH_MAX,
+    UPLOAD_FRONT,
+    Kind,
+    check_envelope,
+    parse_batch,
+    read_kind,
+)
 from upseal.core.header import Header
-from upseal.core.uploads import plain_size
+from upseal.core.uploads import FRONT_MAX, plain_size
 from upseal.engine.buffers import Buffer, view
 from upseal.engine.sizes import CHUNK, NONCE, TAG
 from upseal.errors import OpenError, Truncated
 
 _ENOUGH = 1 << 16
+_MOST = FRONT_MAX + 4 * BATCH_MAX
+"""Bytes up to the end of the longest table of lengths: what comes behind is only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,8 @@ def explain(blob: Buffer | IO[bytes]) -> Explanation:
     """Says what sealed data is, without a key.
 
     Args:
-        blob: the data, or a binary file with it; of an upload only the beginning is read, where
-            the file can tell its size.
+        blob: the data, or a binary file with it. Of that at most 4 MiB are kept, and of an upload
+            only the beginning is read, where the file can tell its size.
     """
     try:
         data = view(blob, "the data")
@@ -92,8 +101,8 @@ def _of_body(data: memoryview, size: int, at: int, kind: Kind) -> dict[str, Any]
         check_envelope(size, at, kind.padded)
         return {"count": 1, "plaintext_size": size - at - 1 - NONCE - TAG}
     if kind.label == "batch":
-        batch = parse_batch(data, at, kind.padded)
-        return {"count": batch.total, "plaintext_size": len(batch.records) - TAG * batch.total}
+        batch = parse_batch(data, at, kind.padded, size=size)
+        return {"count": batch.total, "plaintext_size": batch.ends[-1] - TAG * batch.total}
     chunks = size - at - 1 - UPLOAD_FRONT
     if chunks < 0:
         raise Truncated("ends before the first chunk", size)
@@ -107,31 +116,25 @@ def _of_body(data: memoryview, size: int, at: int, kind: Kind) -> dict[str, Any]
 
 
 def _read(file: Any) -> tuple[memoryview, int]:
-    """The file's bytes and their number; of an upload only the front."""
-    front = _read_front(file)
+    """The front of the file, as long as it may matter, and how many bytes there are in all."""
+    front = _read_front(file, _ENOUGH)
+    if not _is_upload(front):
+        front += _read_front(file, _MOST - len(front))
     size = len(front)
-    upload = _is_upload(front)
     if file.seekable():
         start = file.tell() - size
-        size = file.seek(0, os.SEEK_END) - start
-        if size > len(front) and not upload:
-            file.seek(start)
-            front = file.read()
-        return memoryview(front), size
-    kept = [front]
+        return memoryview(front), file.seek(0, os.SEEK_END) - start
     while more := file.read(_ENOUGH):
         size += len(more)
-        if not upload:
-            kept.append(more)
-    return memoryview(b"".join(kept)), size
+    return memoryview(front), size
 
 
-def _read_front(file: Any) -> bytes:
-    """As much as is enough, also where each read gives less."""
-    front = b""
-    while len(front) < _ENOUGH and (more := file.read(_ENOUGH - len(front))):
+def _read_front(file: Any, most: int) -> bytes:
+    """As much as that, also where each read gives less."""
+    front = bytearray()
+    while len(front) < most and (more := file.read(min(_ENOUGH, most - len(front)))):
         front += more
-    return front
+    return bytes(front)
 
 
 def _is_upload(front: bytes) -> bool:

@@ -11,11 +11,14 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import index
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+from upseal.core.fileobjects import check_count
 from upseal.core.keys import PublicKey
 from upseal.core.opener import KeyOpener, Opener
+from upseal.core.positioned import ShortError, naming, read_at, read_up_to, write_at
 from upseal.core.reserve import reserve
 from upseal.core.sealer import Sealer
 from upseal.core.session import Session
@@ -31,6 +34,7 @@ from upseal.core.writer import SealingWriter, write_all
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.machine import cores
 from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
+from upseal.engine.threads import share
 from upseal.errors import OpenError, Truncated
 
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]
@@ -101,27 +105,29 @@ def _seal(
     threads: int | None,
     report: Progress,
 ) -> int:
+    most = _thread_count(threads)
     with _source(source) as reading, replacing(target) as writing:
         size = _regular_size(reading)
         session = take()
         if size is None or _regular_size(writing) is None or not _at_start(writing):
             with (
-                _behind(writing, threads) as out,
+                _behind(writing, most) as out,
                 SealingWriter(out, session.header, session.keys, bound) as writer,
             ):
                 return _copy(reading, writer, size, report)
         front, key = start_upload(session.header, session.keys, bound)
         engine, offset = session.keys.engine, reading.tell()
-        reserve(writing.fileno(), len(front) + sealed_size(size))
-        _write_at(writing.fileno(), memoryview(front), 0)
+        with naming(writing.name):
+            reserve(writing.fileno(), len(front) + sealed_size(size))
+        write_at(writing, memoryview(front), 0)
 
         def seal_piece(piece: _Piece) -> None:
             data, out = piece.plain, piece.sealed
-            _read_at(reading.fileno(), data, offset + piece.first * CHUNK)
+            read_at(reading, data, offset + piece.first * CHUNK)
             engine.seal_chunks(key, piece.first, piece.last, data, out)
-            _write_at(writing.fileno(), out, len(front) + piece.first * SEALED_CHUNK)
+            write_at(writing, out, len(front) + piece.first * SEALED_CHUNK)
 
-        _in_pieces(size, threads, seal_piece, report)
+        _in_pieces(size, most, seal_piece, report)
         reading.seek(offset + size)
         writing.seek(len(front) + sealed_size(size))
         return size
@@ -158,18 +164,18 @@ def open_file(
     """
     opener = keys if isinstance(keys, Opener) else Opener(keys)
     bound = as_bytes(context, "context")
-    report = progress or _silent
+    report, most = progress or _silent, _thread_count(threads)
     with _source(source) as reading:
         sealed = _regular_size(reading)
         if sealed is None or not isinstance(target, (str, os.PathLike)):
             with (
                 opener.reader(reading, bound) as reader,
                 replacing(target) as writing,
-                _behind(writing, threads) as out,
+                _behind(writing, most) as out,
             ):
                 return _copy(reader, out, reader.size, report)
         offset = reading.tell()
-        found = find_upload(reading.read(FRONT_MAX), opener._session_of, bound)
+        found = find_upload(read_up_to(reading, FRONT_MAX), opener._session_of, bound)
         size = plain_size(max(0, sealed - found.size))
         if size // CHUNK >= CHUNKS_MAX:
             raise OpenError
@@ -180,17 +186,18 @@ def open_file(
             def open_piece(piece: _Piece) -> None:
                 try:
                     at = offset + found.size + piece.first * SEALED_CHUNK
-                    _read_at(reading.fileno(), piece.sealed, at)
-                except _ShortError:
+                    read_at(reading, piece.sealed, at)
+                except ShortError:
                     raise Truncated from None
                 if not engine.open_chunks(
                     key, piece.first, piece.last, piece.sealed, piece.plain, private=True
                 ):
                     raise OpenError
-                _write_at(writing.fileno(), piece.plain, piece.first * CHUNK)
+                write_at(writing, piece.plain, piece.first * CHUNK)
 
-            reserve(writing.fileno(), size)
-            _in_pieces(size, threads, open_piece, report)
+            with naming(writing.name):
+                reserve(writing.fileno(), size)
+            _in_pieces(size, most, open_piece, report)
         return size
 
 
@@ -213,19 +220,9 @@ class _Piece:
         return length
 
 
-class _ShortError(OSError):
-    """The file ended early."""
-
-    def __init__(self) -> None:
-        super().__init__("the source became shorter while it was read")
-
-
-def _in_pieces(
-    size: int, threads: int | None, work: Callable[[_Piece], None], report: Progress
-) -> None:
+def _in_pieces(size: int, threads: int, work: Callable[[_Piece], None], report: Progress) -> None:
     """Does ``work`` once for every piece, in any order; the first error ends it all."""
     pieces = size // (_SHARE * CHUNK) + 1
-    most = _thread_count(threads)
     numbers = iter(range(pieces))
     lock = threading.Lock()
     process = os.getpid()
@@ -252,25 +249,17 @@ def _in_pieces(
                 stop = True
                 raise
 
-    workers = min(most, pieces)
-    if workers == 1:
-        run()
-        return
-    from concurrent.futures import ThreadPoolExecutor  # slow to import, and small files need none
+    def end() -> None:
+        nonlocal stop
+        stop = True
 
-    with ThreadPoolExecutor(workers, "upseal") as pool:
-        try:
-            for future in [pool.submit(run) for _ in range(workers)]:
-                future.result()
-        except BaseException:  # an interrupt reaches this thread alone
-            stop = True
-            raise
+    share(run, min(threads, pieces), end)
 
 
 @contextmanager
-def _behind(target: Any, threads: int | None) -> Iterator[Any]:
+def _behind(target: Any, threads: int) -> Iterator[Any]:
     """The target, written to by a second thread if there may be one."""
-    if _thread_count(threads) > 1:
+    if threads > 1:
         from upseal.core.behind import WriteBehind
 
         with WriteBehind(target) as behind:
@@ -285,11 +274,12 @@ def _thread_count(threads: int | None) -> int:
     """How many to use.
 
     Raises:
+        TypeError: it is no whole number.
         ValueError: less than one.
     """
     if threads is None:
         return cores()
-    if threads < 1:
+    if index(threads) < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     return threads
 
@@ -299,14 +289,16 @@ def _copy(source: Any, target: Any, total: int | None, report: Progress) -> int:
     buffer = memoryview(bytearray(PIECE * CHUNK))
     done = 0
     while total is None or done < total:
-        count = source.readinto(buffer if total is None else buffer[: total - done])
+        room = buffer if total is None else buffer[: total - done]
+        count = source.readinto(room)
         if count is None:  # no end, only nothing yet: what went on here would cut the file off
             raise BlockingIOError("the source must be a file that blocks until it has data")
+        check_count(count, len(room))
         if not count:
             if total is not None:
-                raise _ShortError
+                raise ShortError
             break
-        write_all(target, buffer[:count])
+        write_all(target, room[:count])
         done += count
         report(done, total)
     return done
@@ -357,7 +349,7 @@ def _regular_size(file: Any) -> int | None:
     It may for plain files of the operating system alone: other objects (of gzip, say) have a
     descriptor too, but give out something else than what stands there.
     """
-    raw = file.raw if isinstance(file, _BUFFERED) else file
+    raw = file.raw if type(file) in _BUFFERED else file  # a subclass may read something else
     if type(raw) is not io.FileIO or not hasattr(os, "pread"):
         return None
     try:
@@ -373,20 +365,6 @@ def _at_start(file: Any) -> bool:
 
     appends = fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
     return bool(file.tell() == 0) and os.fstat(file.fileno()).st_size == 0 and not appends
-
-
-def _read_at(descriptor: int, target: memoryview, offset: int) -> None:
-    while len(target):
-        got = os.preadv(descriptor, [target], offset)
-        if not got:
-            raise _ShortError
-        target, offset = target[got:], offset + got
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while len(data):
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _silent(done: int, total: int | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import islice
 from typing import Any, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,13 +21,19 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from upseal.core import suites
+from upseal.core.copies import refuse
 from upseal.core.suites import Suite
 from upseal.engine.buffers import Buffer, as_bytes
 
 KINDS = ("x25519", "p256", "mlkem768-x25519", "rsa2048", "rsa3072", "rsa4096")
 """What `PrivateKey.generate` makes."""
 
-_PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----\r?\n?", re.S)
+# A block ends before the next one begins: to look for its end beyond that took quadratic time.
+_PEM_BLOCK = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]+)-----(?:(?!-----BEGIN ).)*?-----END \1-----\r?\n?", re.S
+)
+_BLOCK_MAX = 5000
+"""Bytes. RSA-4096 takes 3.5 KB, encrypted; one of 8,192 bits is checked for seconds."""
 _PRIVATE = (
     x25519.X25519PrivateKey,
     ec.EllipticCurvePrivateKey,
@@ -131,6 +138,11 @@ class PrivateKey:
     __slots__ = ("_hpke", "_parts", "public_key")
 
     public_key: PublicKey
+
+    __reduce_ex__ = refuse
+
+    unwraps_afresh = True
+    """See `upseal.core.known.KeyOpener`."""
 
     def __init__(self, *parts: Any) -> None:
         """Takes ``cryptography`` private keys: one, or ML-KEM-768's and X25519's.
@@ -244,12 +256,15 @@ def _spki(key: Any, encoding: serialization.Encoding) -> bytes:
 
 
 def _pem_blocks(data: Buffer, label: bytes) -> list[bytes]:
-    blocks = [
+    found = (
         match.group() for match in _PEM_BLOCK.finditer(as_bytes(data, "PEM"))
         if match.group(1).endswith(label)
-    ]  # fmt: skip
+    )  # fmt: skip
+    blocks = list(islice(found, 3))  # no key has three
     if not blocks:
         raise ValueError(f"no {label.decode()} block in this PEM")
+    if any(len(block) > _BLOCK_MAX for block in blocks):
+        raise ValueError(f"a {label.decode()} block in this PEM is too long to be a key for upseal")
     return blocks
 
 

@@ -13,7 +13,11 @@ from upseal.errors import OpenError
 
 @runtime_checkable
 class KeyOpener(Protocol):
-    """What an `Opener` needs of a key: a `PrivateKey`, an HSM, or a process that keeps the key."""
+    """What an `Opener` needs of a key: a `PrivateKey`, an HSM, or a process that keeps the key.
+
+    It may have ``unwraps_afresh``: True says that what `unwrap` gives are ``bytes`` that nobody
+    else has or will ever get, so that the opener can wipe them.
+    """
 
     @property
     def suite(self) -> int:

@@ -61,3 +61,5 @@ class Limits:
             raise ValueError(f"max_age must be above 0 seconds, not {self.max_age}")
         if not 1 <= self.max_messages <= 2**32:
             raise ValueError(f"max_messages must be 1 to 2^32, not {self.max_messages}")
+        if not isinstance(self.max_messages, int):
+            raise TypeError(f"max_messages must be a whole number, not {self.max_messages}")

@@ -4,16 +4,23 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from collections.abc import Callable
-from typing import IO
+from contextlib import AbstractContextManager, suppress
+from operator import index
+from typing import IO, TypeVar
 
+from upseal.core.copies import refuse
+from upseal.core.fileobjects import check_count, readinto_of
 from upseal.core.header import Header
 from upseal.core.session import SessionKeys
 from upseal.core.uploads import FRONT_MAX, PIECE, find_upload, plain_size
-from upseal.engine.buffers import Buffer
+from upseal.engine.buffers import Buffer, view
 from upseal.engine.sizes import CHUNK, CHUNKS_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated
 
+_T = TypeVar("_T")
 _FROM_MEMORY = 64
 """Chunks opened in one go straight from memory to where they belong, by way of no buffer."""
 _PART = 64 * CHUNK
@@ -26,12 +33,18 @@ class OpeningReader(io.RawIOBase):
     Not a byte is handed out before its chunk has verified. After a chunk that does not, every
     later call raises `OpenError` as well. On a seekable file the last chunk is verified first, so
     the length is known to be true, and only the chunks that are asked for are read.
+
+    Threads may share a reader: each call is one step. A call that is interrupted, by Ctrl-C say,
+    has read nothing; of a pipe it has, and then every later call raises `RuntimeError`.
     """
+
+    __reduce_ex__ = refuse
 
     def __init__(
         self, fileobj: IO[bytes], session: Callable[[Header], SessionKeys], context: bytes
     ) -> None:
         super().__init__()
+        self._pid, self._turn, self._busy = os.getpid(), threading.RLock(), False
         self._file = fileobj
         self._error: Exception | None = None
         self._cut: Truncated | None = None  # to be raised when what stands before it is read
@@ -50,9 +63,7 @@ class OpeningReader(io.RawIOBase):
         self._rest = front[found.size :]  # chunks that came with the front
         self._next = 0  # chunk that a seekable file stands at
         self._ended = False
-        self._readinto: Callable[[memoryview], int | None] = getattr(
-            fileobj, "readinto", None
-        ) or _by_read(fileobj)
+        self._readinto = readinto_of(fileobj)
         # Of memory, what it holds is opened where it lies. Not of a subclass: that may read
         # something else.
         self._memory = fileobj if type(fileobj) is io.BytesIO else None
@@ -71,21 +82,24 @@ class OpeningReader(io.RawIOBase):
 
     def tell(self) -> int:
         """Offset of the next byte, in the plaintext."""
-        self._check()
-        return self._at
+        with self._alone():
+            self._check()
+            return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Moves to an offset in the plaintext."""
-        self._check()
-        if not self._seekable or self.size is None:
-            raise io.UnsupportedOperation("this upload comes from a pipe")
-        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
-            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
-        base = (0, self._at, self.size)[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative seek position {base + offset}")
-        self._at = base + offset
-        return self._at
+        offset = index(offset)
+        with self._alone():
+            self._check()
+            if not self._seekable or self.size is None:
+                raise io.UnsupportedOperation("this upload comes from a pipe")
+            if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+                raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
+            base = (0, self._at, self.size)[whence]
+            if base + offset < 0:
+                raise ValueError(f"negative seek position {base + offset}")
+            self._at = base + offset
+            return self._at
 
     def readinto(self, target: Buffer, /) -> int:
         """Fills ``target`` with verified plaintext; 0 only at the verified end.
@@ -93,9 +107,13 @@ class OpeningReader(io.RawIOBase):
         Raises:
             OpenError: the upload is damaged, forged or cut off, now or earlier.
             OSError: the file under it failed, now or earlier: nothing is skipped by trying again.
+            RuntimeError: an interrupt has ended this reader, or the call comes out of another one,
+                from the file's own ``read`` or a signal's handler.
         """
-        self._check()
-        return self._read(memoryview(target).cast("B"), private=False)
+        out = view(target, "what is read into")
+        if out.readonly:
+            raise TypeError("what is read into must be writable")
+        return self._step(lambda: self._read(out, private=False))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Up to ``size`` bytes of verified plaintext, fewer only at the verified end.
@@ -103,10 +121,37 @@ class OpeningReader(io.RawIOBase):
         Raises:
             OpenError: as `readinto`.
             OSError: as `readinto`.
+            RuntimeError: as `readinto`.
         """
-        if size is None or size < 0:
-            return self.readall()
-        self._check()
+        most = -1 if size is None else index(size)
+        return self.readall() if most < 0 else self._step(lambda: self._gather(most))
+
+    def readall(self) -> bytes:
+        """Everything from here to the verified end."""
+        return self._step(self._gather_all)
+
+    def _gather_all(self) -> bytes:
+        parts: list[bytes] = []
+        while piece := self._gather(_PART if self.size is None else max(0, self.size - self._at)):
+            parts.append(piece)
+            if self._error is not None:  # of what comes behind it
+                raise self._error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _step(self, job: Callable[[], _T]) -> _T:
+        """Does it when no other thread is at work; interrupted, it has done nothing."""
+        with self._alone():
+            self._check()
+            start, self._busy = self._at, True
+            try:
+                return job()
+            except BaseException:
+                self._give_back(start)
+                raise
+            finally:
+                self._busy = False
+
+    def _gather(self, size: int) -> bytes:
         parts: list[bytes] = []
         while size > 0:
             # How long a pipe is, nobody knows: its bytes come together bit by bit.
@@ -116,7 +161,7 @@ class OpeningReader(io.RawIOBase):
             try:
                 done = self._read(room.view, private=True)
             except Exception:
-                if not parts:
+                if not parts or self._error is None:
                     raise
                 break  # what verified is handed out; the next call raises
             if not done:
@@ -143,6 +188,10 @@ class OpeningReader(io.RawIOBase):
                     if done:  # what verified is handed out; the next call raises
                         break
                     raise
+                except BaseException:
+                    if not self._seekable:
+                        self._fail(_interrupted())
+                    raise
                 if loaded is None:
                     break
                 taken = loaded
@@ -150,15 +199,34 @@ class OpeningReader(io.RawIOBase):
             self._at += taken
         return done
 
-    def readall(self) -> bytes:
-        """Everything from here to the verified end."""
-        parts = []
-        while piece := self.read(_PART if self.size is None else max(0, self.size - self._at)):
-            parts.append(piece)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _give_back(self, start: int) -> None:
+        """After an error that is not the upload's: what was read, and is lost, is not skipped."""
+        if self._error is None and self._at != start:
+            if self._seekable:
+                self._at = start
+            else:
+                self._fail(_interrupted())
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """To be entered by every call: one at a time is at work."""
+        if os.getpid() != self._pid:  # in a forked child the lock may be held for ever
+            self._pid, self._turn, self._busy = os.getpid(), threading.RLock(), False
+        return self._turn
 
     def close(self) -> None:
         """Forgets the plaintext held. The other file stays open."""
+        with self._alone():
+            if self._busy:
+                raise _reentrant()
+            self._close()
+
+    def __del__(self) -> None:
+        # io's own would wait for the lock. Nobody is at work here, and yet somebody may have it: an
+        # interrupt can come between taking a lock and the `with` that gives it back.
+        with suppress(AttributeError):  # made no further than that
+            self._close()
+
+    def _close(self) -> None:
         if not self.closed:
             self._held = memoryview(b"")
             self._wipe()
@@ -170,6 +238,8 @@ class OpeningReader(io.RawIOBase):
     def _check(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed upload")
+        if self._busy:
+            raise _reentrant()
         if self._error is not None:
             raise self._error
 
@@ -193,7 +263,7 @@ class OpeningReader(io.RawIOBase):
     def _find_end(self) -> None:
         """Verifies the last chunk of a seekable file, and so the length."""
         sealed = self._file.seek(0, io.SEEK_END) - self._base
-        self.size = plain_size(sealed)
+        self.size = plain_size(max(0, sealed))  # it may have become shorter meanwhile
         self._rest = b""
         if self.size // CHUNK >= CHUNKS_MAX:
             raise OpenError
@@ -249,7 +319,7 @@ class OpeningReader(io.RawIOBase):
             sealed = memoryview(self._memory.getvalue())[at : at + length]
             self._file.seek(at + len(sealed))
         else:
-            if self._next != chunk:
+            if self._next != chunk or self._file.tell() != at:  # others may have moved it
                 self._file.seek(at)
             self._next = -1  # until all is read, who knows where the file stands
             sealed = self._fill(length)
@@ -298,20 +368,16 @@ class OpeningReader(io.RawIOBase):
             count = self._readinto(target[got:])
             if count is None:
                 raise BlockingIOError("an upload needs a file that blocks until it has data")
+            check_count(count, length - got)
             if not count:
                 break
             got += count
         return target[:got]
 
 
-def _by_read(fileobj: IO[bytes]) -> Callable[[memoryview], int | None]:
-    """``readinto`` for files that have only ``read``."""
+def _interrupted() -> RuntimeError:
+    return RuntimeError("a read of this pipe was interrupted, and what it had read is lost")
 
-    def readinto(target: memoryview) -> int | None:
-        data: bytes | None = fileobj.read(len(target))
-        if data is None:
-            return None
-        target[: len(data)] = data
-        return len(data)
 
-    return readinto
+def _reentrant() -> RuntimeError:
+    return RuntimeError("an upload cannot be read in the middle of a read of it")

@@ -10,6 +10,7 @@ from os import urandom
 from typing import IO, TYPE_CHECKING, overload
 
 from upseal.core.bodies import BATCH_BYTES_MAX, BATCH_MAX, Kind
+from upseal.core.copies import refuse
 from upseal.core.forks import renew_in_children
 from upseal.core.header import RECIPIENTS_MAX
 from upseal.core.keys import PublicKey
@@ -80,12 +81,14 @@ class Sealer:
         self._envelope_kind = (Kind.PADDED_ENVELOPE if self._padded else Kind.ENVELOPE).mark
         self._batch_kind = (Kind.PADDED_BATCH if self._padded else Kind.BATCH).mark
         self._session: Session | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may seal in the middle of a `seal`
         renew_in_children(self)
+
+    __reduce_ex__ = refuse
 
     def after_fork(self) -> None:
         """For the child of a fork: it begins a session of its own, under a lock of its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._session = None
 
     def seal(self, report: Buffer, context: Buffer = b"") -> bytes:

@@ -15,14 +15,13 @@ from functools import partial
 from hmac import compare_digest
 from typing import Any
 
-from cryptography.hazmat.primitives.hashes import SHA512
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-
 from upseal.core import header as headers
 from upseal.core.header import Entry, Header
 from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits
 from upseal.core.suites import SECRET_LEN
+from upseal.engine import resolve
+from upseal.engine.buffers import Buffer
 from upseal.engine.types import Engine
 from upseal.errors import OpenError
 
@@ -33,51 +32,42 @@ _AEAD_NAMES = {
     Cipher.CHACHA20_POLY1305: b"AEAD_CHACHA20_POLY1305",
 }
 SALT = 24
-_SHA512 = SHA512()
 _ASIDE = 64
 """How many messages are set aside at a time."""
 
 
-def derive(secret: bytes, bound: bytes) -> bytes:
-    """``report_key | batch_key | upload_key | commitment``, 128 bytes."""
+def derive(secret: Buffer, bound: bytes, engine: Engine | None = None) -> bytearray:
+    """``report_key | batch_key | upload_key | commitment``, 128 bytes, for the caller to wipe."""
     info = _KEYS_INFO + hashlib.sha512(bound).digest()
-    return HKDFExpand(_SHA512, 128, info).derive(secret)
+    return resolve(engine).expand(secret, info, 128)
 
 
 class SessionKeys:
-    """The keys of one session, for one engine."""
+    """The keys of one session, for one engine: that has them, Python does not."""
 
-    __slots__ = ("_batch", "_derived", "_report", "cipher", "engine")
+    __slots__ = ("_batch", "cipher", "engine", "report")
 
-    def __init__(self, engine: Engine, cipher: Cipher, derived: bytes) -> None:
+    def __init__(self, engine: Engine, cipher: Cipher, derived: Buffer) -> None:
+        """Copies what `derive` gave, so that it can be wiped."""
         self.engine = engine
         self.cipher = cipher
-        self._derived = derived
-        self._report: Any = None
-        self._batch: Any = None
-
-    # Made when first used, without a lock: functools.cached_property has one for all sessions
-    # together, which a forked child may find taken for ever. Making a key twice does no harm.
-
-    @property
-    def report(self) -> Any:
+        self.report = engine.session_key(cipher, derived)
         """For envelopes."""
-        if self._report is None:
-            self._report = self.engine.record_key(self.cipher, self._derived[:32])
-        return self._report
+        self._batch: Any = None
 
     @property
     def batch(self) -> Any:
         """For the records of batches."""
+        # Made when first used, without a lock: functools.cached_property has one for all sessions
+        # together, which a forked child may find taken for ever. Making a key twice does no harm.
         if self._batch is None:
-            self._batch = self.engine.record_key(self.cipher, self._derived[32:64])
+            self._batch = self.engine.batch_key(self.report)
         return self._batch
 
     def upload(self, salt: bytes, context: bytes) -> tuple[Any, bytes]:
         """The key of one upload, and its commitment (c2sp.org/chunked-encryption)."""
         info = _CHUNKED_INFO + _AEAD_NAMES[self.cipher] + b"\0" + salt + context
-        derived = HKDFExpand(_SHA512, 76, info).derive(self._derived[64:96])
-        return self.engine.chunk_key(self.cipher, derived[:44]), derived[44:]
+        return self.engine.upload_key(self.report, info)
 
 
 class Session:
@@ -98,16 +88,22 @@ class Session:
         """Makes a random session secret and wraps it for every recipient.
 
         ``secret`` is one just drawn, by a caller that keeps it beside the session; it is in no
-        other session, and never stays in this object.
+        other session, and never stays in this object. One that is drawn here is wiped.
         """
-        if secret is None:
-            secret = os.urandom(SECRET_LEN)
-        entries = [Entry(r.suite, r.key_id, r.wrap(secret)) for r in recipients]
-        bound = headers.encode(cipher, entries)
-        derived = derive(secret, bound)
-        self.header = bound + derived[96:]
-        self.envelope_prefix = self.header + envelope_kind
-        self.keys = SessionKeys(engine, cipher, derived)
+        drawn = os.urandom(SECRET_LEN) if secret is None else secret
+        try:
+            entries = [Entry(r.suite, r.key_id, r.wrap(drawn)) for r in recipients]
+            bound = headers.encode(cipher, entries)
+            derived = derive(drawn, bound, engine)
+        finally:
+            if secret is None:
+                engine.wipe(drawn)
+        try:
+            self.header = bound + bytes(derived[96:])
+            self.envelope_prefix = self.header + envelope_kind
+            self.keys = SessionKeys(engine, cipher, derived)
+        finally:
+            engine.wipe(derived)
         self.seal = engine.sealing(self.keys.report, self.envelope_prefix, padded)
         self.ends = seconds() + limits.max_age
         self._left = limits.max_messages
@@ -145,7 +141,7 @@ class Session:
         self._aside.extend([None] * several)
 
 
-def open_session(engine: Engine, header: Header, secret: bytes | None) -> SessionKeys:
+def open_session(engine: Engine, header: Header, secret: Buffer | None) -> SessionKeys:
     """The keys of a received session.
 
     Args:
@@ -159,10 +155,13 @@ def open_session(engine: Engine, header: Header, secret: bytes | None) -> Sessio
     """
     if secret is None or len(secret) != SECRET_LEN:
         secret = os.urandom(SECRET_LEN)
-    derived = derive(secret, header.bound)
-    if not compare_digest(derived[96:], header.commitment):
-        raise OpenError
-    return SessionKeys(engine, header.cipher, derived)
+    derived = derive(secret, header.bound, engine)
+    try:
+        if not compare_digest(derived[96:], header.commitment):
+            raise OpenError
+        return SessionKeys(engine, header.cipher, derived)
+    finally:
+        engine.wipe(derived)
 
 
 def _clock() -> Callable[[], float]:

@@ -11,12 +11,14 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, Self
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InternalError, InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM
+
+from upseal.engine.types import EngineError
 
 SECRET_LEN = 32
 _INFO = b"upseal/v1 session"
@@ -79,10 +81,17 @@ def _oaep() -> OAEP:
 
 
 def wrap(suite: Suite, public_key: Any, secret: bytes) -> bytes:
-    """The session secret for the holder of that key."""
-    if suite is Suite.RSA_OAEP:
-        return bytes(public_key.encrypt(secret, _oaep()))
-    return _hpke(suite).encrypt(secret, public_key, info=_INFO)
+    """The session secret for the holder of that key.
+
+    Raises:
+        EngineError: there are no random bytes, or no memory.
+    """
+    try:
+        if suite is Suite.RSA_OAEP:
+            return bytes(public_key.encrypt(secret, _oaep()))
+        return _hpke(suite).encrypt(secret, public_key, info=_INFO)
+    except InternalError as error:
+        raise EngineError("a session secret cannot be wrapped: OpenSSL refuses") from error
 
 
 def unwrap(suite: Suite, private_key: Any, wrapped: bytes) -> bytes:

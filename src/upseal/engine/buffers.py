@@ -16,9 +16,9 @@ def view(data: Buffer, what: str) -> memoryview:
     """``data`` as contiguous bytes, without copying it."""
     try:
         flat = memoryview(data)
-        return (
-            flat if flat.format == "B" and flat.ndim == 1 and flat.c_contiguous else flat.cast("B")
-        )
+        if flat.format == "B" and flat.ndim == 1 and flat.c_contiguous:
+            return flat
+        return flat.cast("B") if flat.nbytes else memoryview(b"")  # cast wants bytes
     except TypeError as error:
         if isinstance(data, memoryview):
             raise ValueError(f"{what} must be contiguous") from error
@@ -37,7 +37,8 @@ def grown(out: bytearray, size: int) -> memoryview:
 
     Raises:
         TypeError: it is no bytearray.
-        ValueError: it would have to grow, and a view of it is still in use.
+        ValueError: it would have to grow, and a view of it is still in use; or it is of a subclass
+            and not as long as that says.
     """
     if not isinstance(out, bytearray):
         raise TypeError(f"out must be a bytearray, not {type(out).__name__}")
@@ -46,4 +47,16 @@ def grown(out: bytearray, size: int) -> memoryview:
             out.extend(bytes(size - len(out)))
         except BufferError:
             raise ValueError("out must grow, but what it holds is still in use") from None
-    return memoryview(out)[:size]
+    room = memoryview(out)[:size]
+    if len(room) < size:  # C would write behind its end
+        raise ValueError("out is shorter than it says")
+    return room
+
+
+def placed(data: bytes | memoryview, out: bytearray | None) -> bytes | memoryview:
+    """``data`` itself, or a copy in ``out``."""
+    if out is None:
+        return data
+    room = grown(out, len(data))
+    room[:] = data
+    return room

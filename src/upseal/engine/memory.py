@@ -60,6 +60,13 @@ def _uncleared_bytes() -> Callable[[None, int], bytes]:
     return make
 
 
+def overlap(out: bytearray, data: memoryview) -> bool:
+    """Whether they share memory: C must not write over what it still reads."""
+    with ffi.from_buffer("uint8_t[]", out) as o, ffi.from_buffer("uint8_t[]", data) as d:
+        at, read = (int(ffi.cast("uintptr_t", where)) for where in (o, d))
+        return at < read + len(d) and read < at + len(o)
+
+
 class Room:
     """See `upseal.engine.types.Room`: the object itself is written to, so nothing is copied."""
 

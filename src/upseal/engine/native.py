@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from upseal.engine._native import ffi, lib
-from upseal.engine.buffers import grown
+from upseal.engine.backends import built_in as _built_in
+from upseal.engine.backends import works as _works
+from upseal.engine.buffers import grown, placed
+from upseal.engine.keys import Keys
 from upseal.engine.machine import cores
-from upseal.engine.memory import Room, Workspace, new_bytes, new_offsets
+from upseal.engine.memory import Room, Workspace, new_bytes, new_offsets, overlap
 from upseal.engine.records import Listed, Packed, Reports
 from upseal.engine.single import sealing
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
 from upseal.engine.status import check_forged as _check_forged
 from upseal.engine.status import failed as _failed
-from upseal.engine.threads import wait_for
+from upseal.engine.threads import share
 from upseal.engine.types import EngineError, SealOne
 
 _open_envelope = lib.upseal_open_envelope  # of one report: what stands in its way is felt
@@ -31,7 +32,7 @@ _SHARE = 4 * 1024 * 1024
 """What a thread must have to do before it is worth starting, in bytes."""
 
 
-class NativeEngine:
+class NativeEngine(Keys):
     """See `upseal.engine.types.Engine`.
 
     Outputs are written straight into new ``bytes`` objects that nobody else has seen yet, as
@@ -51,6 +52,7 @@ class NativeEngine:
                 self.backend, self._index, self._version = name, index, version
                 # Work spaces not in use: taking one and giving it back are single list operations.
                 self._idle: list[Workspace] = []
+                super().__init__(self._idle)
                 return
         tried = [name for _, name, _ in _built_in()]
         raise EngineError(
@@ -62,15 +64,6 @@ class NativeEngine:
     def describe(self) -> dict[str, str]:
         """See Engine."""
         return {"engine": self.name, "backend": self.backend, "version": self._version}
-
-    def record_key(self, cipher: int, material: bytes) -> Any:
-        """See Engine."""
-        key = lib.upseal_key_new(cipher, material, len(material))
-        if key == ffi.NULL:
-            raise EngineError("no memory for a key of the C core")
-        return ffi.gc(key, lib.upseal_key_free)
-
-    chunk_key = record_key
 
     def measure(self, reports: Reports, padded: bool) -> int:
         """See Engine."""
@@ -172,6 +165,8 @@ class NativeEngine:
         out: bytearray | None = None,
     ) -> bytes | memoryview:
         """See Engine."""
+        if out is not None and isinstance(reports, Packed) and overlap(out, reports.values):
+            return placed(self.seal_batch(key, nonce, head, aad, reports, padded), out)
         total, start = reports.total, len(head)
         sealed = self.measure(reports, padded)
         made, target = _room(start + 4 * total + sealed, out)
@@ -220,6 +215,9 @@ class NativeEngine:
         out: bytearray | None = None,
     ) -> Packed | None:
         """See Engine."""
+        if out is not None and overlap(out, records):
+            opened = self.open_batch(key, nonce, aad, ends, records, padded)
+            return opened and Packed(memoryview(placed(opened.values, out)), opened.offsets)
         count = len(ends) - 1
         starts = new_offsets(count)
         size = len(records) - TAG * count
@@ -243,8 +241,13 @@ class NativeEngine:
 
             # How long padded reports are is known only once they are open: one share, then.
             shares = [(0, count)] if padded else _shares(ends)
-            if not self._run(open_share, shares, True):
-                lib.upseal_wipe(target, size)
+            whole = False
+            try:
+                whole = self._run(open_share, shares, True)
+            finally:  # an interrupt, too, leaves nothing of a batch that is not whole
+                if not whole:
+                    lib.upseal_wipe(target, size)
+            if not whole:
                 return None
         return Packed(memoryview(made)[: starts[count]], memoryview(starts))
 
@@ -255,27 +258,22 @@ class NativeEngine:
             Whether all went well; False for a forgery.
         """
         statuses: list[int] = []
+        left = jobs[::-1]
 
-        def run(some: list[tuple[Any, ...]]) -> None:
+        def run() -> None:
             space = self._take()
-            for job in some:
+            while left:
+                try:
+                    job = left.pop()
+                except IndexError:  # another thread was quicker
+                    break
                 statuses.append(work(*job, space))
             self._idle.append(space)
 
-        started: list[threading.Thread] = []
-        try:
-            for job in jobs[1:] if apart else ():
-                other = threading.Thread(target=run, args=([job],))
-                other.start()
-                started.append(other)
-            run(jobs[:1] if apart else jobs)
-        finally:
-            wait_for(started)
+        share(run, len(jobs) if apart else 1)
         for status in statuses:
             if status:
                 _check_forged(status)
-        if len(statuses) < len(jobs):
-            raise EngineError("a thread ended before its share was done")
         return not any(statuses)
 
     # -- chunks ----------------------------------------------------------------
@@ -334,21 +332,6 @@ def backends() -> list[tuple[str, str, bool]]:
     return [(name, version, _works(index)) for index, name, version in _built_in()]
 
 
-def _built_in() -> list[tuple[int, str, str]]:
-    """(index, name, version of the library under it) of each backend, best first."""
-    found: list[tuple[int, str, str]] = []
-    while (name := lib.upseal_backend_name(len(found))) != ffi.NULL:
-        version = ffi.string(lib.upseal_backend_version(len(found))).decode()
-        found.append((len(found), ffi.string(name).decode(), version))
-    return found
-
-
-@cache
-def _works(index: int) -> bool:
-    """Whether the backend gives the known answers here; asked once, as upseal.h has it."""
-    return bool(lib.upseal_backend_test(index) == lib.UPSEAL_OK)
-
-
 def cpu_has_aes() -> bool:
     """Whether the CPU has instructions for AES and carry-less multiplication."""
     return bool(lib.upseal_cpu_has_aes())
@@ -371,7 +354,11 @@ def _room(size: int, out: bytearray | None) -> tuple[bytes | memoryview, Any]:
         made = new_bytes(size)
         return made, ffi.from_buffer("uint8_t[]", made)
     room = grown(out, size)
-    return room, ffi.from_buffer("uint8_t[]", room)
+    # Not from the view: memoryviews that C holds crash the collector of CPython 3.11 and 3.12.
+    target = ffi.from_buffer("uint8_t[]", out)
+    if len(target) < size:
+        raise ValueError("out is shorter than it says")
+    return room, target
 
 
 def _measure(size: int, offsets: Any, count: int, padded: bool) -> int:

@@ -17,12 +17,16 @@ import nacl
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from upseal.engine.buffers import as_bytes, grown
+from upseal.engine.buffers import Buffer, as_bytes, placed
 from upseal.engine.padding import pad, padded_len, unpad
 from upseal.engine.records import Listed, Packed, Reports, check_offsets, pack, sealed_ends, split
 from upseal.engine.sizes import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
-from upseal.engine.types import SealOne
+from upseal.engine.types import KeyMemory, SealOne
+
+_SHA512 = SHA512()
 
 
 class _RecordKey(Protocol):
@@ -98,6 +102,15 @@ class XChaCha20Poly1305:
             return None
 
 
+class _SessionKey:
+    """The keys of a session: for records it is the first of them."""
+
+    def __init__(self, engine: PortableEngine, cipher: int, keys: bytes) -> None:
+        report = engine.record_key(cipher, keys[:32])
+        self.seal, self.open = report.seal, report.open
+        self.cipher, self.batch, self.upload = cipher, keys[32:64], keys[64:96]
+
+
 class _ChunkKey:
     def __init__(self, aead: AESGCM | ChaCha20Poly1305, base_nonce: bytes) -> None:
         self.aead, self.base = aead, int.from_bytes(base_nonce, "big")
@@ -116,14 +129,48 @@ class PortableEngine:
         version = f"cryptography {cryptography.__version__}, PyNaCl {nacl.__version__}"
         return {"engine": self.name, "backend": "cryptography", "version": version}
 
-    def record_key(self, cipher: int, material: bytes) -> _RecordKey:
-        """See Engine."""
-        return XAES256GCM(material) if cipher == AES_256_GCM else XChaCha20Poly1305(material)
+    # -- keys --------------------------------------------------------------------
 
-    def chunk_key(self, cipher: int, material: bytes) -> _ChunkKey:
+    def record_key(self, cipher: int, material: Buffer) -> _RecordKey:
+        """See Engine."""
+        key = as_bytes(material, "a key")
+        return XAES256GCM(key) if cipher == AES_256_GCM else XChaCha20Poly1305(key)
+
+    def chunk_key(self, cipher: int, material: Buffer) -> _ChunkKey:
         """See Engine."""
         aead = AESGCM if cipher == AES_256_GCM else ChaCha20Poly1305
         return _ChunkKey(aead(material[:32]), material[32:])
+
+    def session_key(self, cipher: int, keys: Buffer) -> _SessionKey:
+        """See Engine."""
+        return _SessionKey(self, cipher, as_bytes(keys, "the keys of a session"))
+
+    def batch_key(self, session: _SessionKey) -> _RecordKey:
+        """See Engine."""
+        return self.record_key(session.cipher, session.batch)
+
+    def upload_key(self, session: _SessionKey, info: bytes) -> tuple[_ChunkKey, bytes]:
+        """See Engine."""
+        derived = self.expand(session.upload, info, 76)
+        key = self.chunk_key(session.cipher, memoryview(derived)[:44])
+        commitment = bytes(memoryview(derived)[44:])
+        self.wipe(derived)
+        return key, commitment
+
+    def expand(self, secret: Buffer, info: bytes, length: int) -> bytearray:
+        """See Engine."""
+        out = bytearray(length)
+        HKDFExpand(_SHA512, length, info).derive_into(secret, out)
+        return out
+
+    def wipe(self, secret: bytes | bytearray) -> None:
+        """See Engine."""
+        if isinstance(secret, bytearray):
+            secret[:] = bytes(len(secret))
+
+    def key_memory(self) -> KeyMemory:
+        """See Engine."""
+        return KeyMemory(0, 0, 0)
 
     def measure(self, reports: Reports, padded: bool) -> int:
         """See Engine."""
@@ -197,7 +244,7 @@ class PortableEngine:
             for i, report in enumerate(_each(reports))
         ]
         table = struct.pack(f">{len(sealed)}I", *map(len, sealed))
-        return _placed(b"".join((head, table, *sealed)), out)
+        return placed(b"".join((head, table, *sealed)), out)
 
     def sealed_ends(self, table: memoryview, padded: bool) -> memoryview | None:
         """See Engine."""
@@ -225,7 +272,7 @@ class PortableEngine:
                 return None
             reports.append(report)
         opened = pack(reports)
-        return Packed(memoryview(_placed(opened.values, out)), opened.offsets)
+        return Packed(memoryview(placed(opened.values, out)), opened.offsets)
 
     # -- chunks ----------------------------------------------------------------
 
@@ -286,15 +333,6 @@ class _Room:
         self.view.release()
         made = self._file.getvalue()
         return made if size == len(made) else made[:size]
-
-
-def _placed(data: bytes | memoryview, out: bytearray | None) -> bytes | memoryview:
-    """``data`` itself, or a copy in ``out``."""
-    if out is None:
-        return data
-    room = grown(out, len(data))
-    room[:] = data
-    return room
 
 
 def _check_chunks(first: int, whole: int, rest: int, last: bool) -> None:

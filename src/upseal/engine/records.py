@@ -59,6 +59,8 @@ class Listed:
         """
         if isinstance(reports, (bytes, bytearray, memoryview, str)):
             raise TypeError("expected a sequence of reports, not a single one")
+        # Ours alone: a list may change meanwhile, and an iterator gives each report only once.
+        reports = list(reports)
         if not _PLAIN.issuperset(map(type, reports)):
             reports = [view(report, "a report") for report in reports]
         self.reports = reports
@@ -84,7 +86,7 @@ class Listed:
         """
         size = self.offsets[end] - self.offsets[start]
         reports = self.reports[start:end]
-        if len(reports) == 1 and type(reports[0]) is bytes and len(reports[0]) == size:
+        if len(reports) == 1 and type(reports[0]) is bytes:
             return memoryview(reports[0])  # alone, and nobody can change it meanwhile
         into.seek(0)
         into.writelines(reports)
@@ -143,7 +145,7 @@ def split(records: Packed) -> list[bytes]:
         ends = [end - ends[0] for end in ends]
     whole = values.obj
     # Slicing bytes is the fastest, but all of them is no copy: of a work space, that would change.
-    if isinstance(whole, bytes) and len(whole) == len(values) and len(ends) > 2:
+    if type(whole) is bytes and len(whole) == len(values) and len(ends) > 2:
         return [whole[a:b] for a, b in pairwise(ends)]
     return [bytes(values[a:b]) for a, b in pairwise(ends)]
 

@@ -8,11 +8,12 @@ no file. Two of them give the same bytes: ``native`` (C) and ``portable`` (no C 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from upseal.engine.buffers import Buffer
     from upseal.engine.records import Packed, Reports
 
 SealOne: TypeAlias = Callable[[bytes, bytes, bytes], bytes]
@@ -21,6 +22,15 @@ SealOne: TypeAlias = Callable[[bytes, bytes, bytes], bytes]
 
 class EngineError(RuntimeError):
     """The engine could not do its work: no memory, or a library refused. Not the data's fault."""
+
+
+class KeyMemory(NamedTuple):
+    """Memory set aside for keys, in bytes."""
+
+    used: int
+    size: int
+    locked: int
+    """So much of ``size`` goes to no swap; the rest the system would not lock (``ulimit -l``)."""
 
 
 class Room(Protocol):
@@ -46,11 +56,36 @@ class Engine(Protocol):
     def describe(self) -> dict[str, str]:
         """What this engine runs on, for people: ``engine``, ``backend``, ``version``."""
 
-    def record_key(self, cipher: int, material: bytes) -> Any:
+    def record_key(self, cipher: int, material: Buffer) -> Any:
         """A key for records, from 32 bytes."""
 
-    def chunk_key(self, cipher: int, material: bytes) -> Any:
+    def chunk_key(self, cipher: int, material: Buffer) -> Any:
         """A key for chunks, from 44 bytes: the key and the base nonce."""
+
+    def session_key(self, cipher: int, keys: Buffer) -> Any:
+        """The keys of a session in one: what begins with ``report_key | batch_key | upload_key``.
+
+        For records it is the first of them; `batch_key` and `upload_key` find the others.
+        """
+
+    def batch_key(self, session: Any) -> Any:
+        """The key for the records of a session's batches."""
+
+    def upload_key(self, session: Any, info: bytes) -> tuple[Any, bytes]:
+        """The key for chunks and the commitment that `expand` makes of a session's upload key."""
+
+    def expand(self, secret: Buffer, info: bytes, length: int) -> bytearray:
+        """HKDF-Expand (RFC 5869) with SHA-512 of 32 bytes, for the caller to `wipe`."""
+
+    def wipe(self, secret: bytes | bytearray) -> None:
+        """Overwrites a secret that nobody else has, as far as this engine can.
+
+        The native one does so in ``bytes`` as well. The portable one leaves those to the memory
+        allocator: see docs/security.md.
+        """
+
+    def key_memory(self) -> KeyMemory:
+        """How much memory is set aside for keys, and locked: none of it by the portable engine."""
 
     def measure(self, reports: Reports, padded: bool) -> int:
         """Bytes that these reports take when sealed: themselves, their padding and tags.

@@ -28,6 +28,9 @@ _PEM_MAX = 1 << 16
 class _Counted:
     """A key whose use is on the account of whoever sent what it is used on."""
 
+    unwraps_afresh = True
+    """See `upseal.core.known.KeyOpener`."""
+
     def __init__(self, key: PrivateKey, throttle: Throttle) -> None:
         self.suite, self.key_id = key.suite, key.key_id
         self._key, self._throttle = key, throttle

@@ -16,9 +16,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from upseal.core.keys import PrivateKey
 from upseal.core.opener import Opener, Sessions
+from upseal.fleet.files import read_private
 from upseal.fleet.http.logs import event
 from upseal.fleet.server.store import keys
 from upseal.fleet.server.throttle import Throttle, Throttled
@@ -49,6 +51,8 @@ class _Own:
     private: PrivateKey
     generation: int
     throttle: Throttle
+    unwraps_afresh: ClassVar[bool] = True
+    """See `upseal.core.known.KeyOpener`."""
 
     @property
     def suite(self) -> int:
@@ -172,10 +176,13 @@ class Keyring:
             self._seen[path.name] = mark
             if facts.st_size > _SIZE_MAX:
                 raise ValueError("far too long")
-            private = PrivateKey.from_pem(path.read_bytes(), _passphrase(path))
+            data = read_private(path, _SIZE_MAX)
+            private = PrivateKey.from_pem(data, _passphrase(data))
             if private.key_id != key_id:
                 raise ValueError("its name is not that of the key in it")
         except (OSError, ValueError, TypeError) as error:
+            if isinstance(error, OSError) and not isinstance(error, PermissionError):
+                self._seen.pop(path.name, None)  # a disk that failed may do better
             event(
                 _log, "key file not usable", level=logging.ERROR, file=path.name,
                 why=type(error).__name__,
@@ -187,9 +194,9 @@ class Keyring:
         return _Own(private, int(path.name.partition("-")[0]), self._throttle)
 
 
-def _passphrase(path: Path) -> str | None:
+def _passphrase(data: bytes) -> str | None:
     """UPSEAL_PASSPHRASE, for a file that is encrypted."""
-    if b"BEGIN ENCRYPTED" in path.read_bytes():
+    if b"BEGIN ENCRYPTED" in data:
         return os.environ.get("UPSEAL_PASSPHRASE") or None
     return None
 
