@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from upseal.core.positioned import blocking, naming, read_up_to
+
 SMALL_MAX = 64 * 2**20
 _PIECE = 1 << 20
 
@@ -32,7 +34,8 @@ def sync_directory(path: Path) -> None:
     """Makes renames in it durable."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -43,8 +46,8 @@ def read_private(path: Path, limit: int = SMALL_MAX) -> bytes:
     Raises:
         OSError: it cannot be read, or is longer than anything we write.
     """
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
+    with open(path, "rb", buffering=0) as file:
+        data = read_up_to(file, limit + 1)
     if len(data) > limit:
         raise OSError(f"{path} is longer than {limit} bytes")
     return data
@@ -87,10 +90,18 @@ def file_sha256(file: io.FileIO, check: Callable[[], None]) -> bytes:
     """Of all its bytes; ``check`` is called now and then, and what it raises ends the work."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     file.seek(0)
-    while count := file.readinto(buffer):
+    while count := _filled(file, buffer):
         digest.update(buffer[:count])
         check()
     return digest.digest()
+
+
+def _filled(file: io.FileIO, buffer: memoryview) -> int:
+    with naming(file.name):
+        count: int | None = file.readinto(buffer)
+        if count is None:
+            raise blocking()
+    return count
 
 
 class FileLock:
@@ -127,7 +138,7 @@ def _beside(path: Path, data: bytes) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
+        with naming(path), open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -44,7 +44,15 @@ def within(where: str, value: float, least: float, most: float) -> None:
         SettingsError: it is outside them.
     """
     if not least <= value <= most:
-        raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {value:,g}")
+        raise SettingsError(f"{where} must be {least:,g} to {most:,g}, not {_number(value)}")
+
+
+def _number(value: float) -> str:
+    """For people. TOML's whole numbers have no end, and those of `float` do."""
+    try:
+        return f"{value:,g}"
+    except OverflowError:
+        return "a number with hundreds of digits"
 
 
 def one_of(where: str, value: str, words: Sequence[str]) -> None:
@@ -73,7 +81,9 @@ def read_table(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} is longer than any settings")
     try:
         table = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise SettingsError(f"{path} is not TOML: nested too deep") from None
+    except ValueError as error:  # also of numbers with too many digits, and of what is no UTF-8
         raise SettingsError(f"{path} is not TOML: {error}") from error
     table.setdefault("directory", str(path.resolve().parent))
     return table
@@ -133,12 +143,20 @@ def _value(value: Any, wanted: str, where: str) -> Any:
     if wanted.startswith("tuple"):
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             return tuple(value)
-        raise SettingsError(f"{where} must be a list of texts, not {value!r}")
+        raise SettingsError(f"{where} must be a list of texts, not {_shown(value)}")
     kinds = _KINDS.get(wanted, (str,))
     # True is an int to Python, and to nobody else.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise SettingsError(f"{where} must be {_WORDS.get(wanted, 'text')}, not {value!r}")
+        raise SettingsError(f"{where} must be {_WORDS.get(wanted, 'text')}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """For people. Python refuses to write numbers of thousands of digits, which TOML may have."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number with thousands of digits"
 
 
 def quoted(text: str) -> str:
@@ -218,6 +236,7 @@ def split_listen(listen: str) -> tuple[str, int]:
     """
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    number = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not host or not number or int(port) > 65535:
         raise SettingsError(f"listen must be HOST:PORT, not {listen!r}")
     return host, int(port)

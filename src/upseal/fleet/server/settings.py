@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -178,7 +179,9 @@ def read_settings(folder: str | Path) -> Settings:
         found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise SettingsError(f"{path} is not TOML: nested too deep") from None
+    except ValueError as error:  # also of numbers with too many digits, and of what is no UTF-8
         raise SettingsError(f"{path} is not TOML: {error}") from error
     deployment = _hex(path, found.get("deployment"))
     listen = found.get("listen", {})
@@ -186,7 +189,7 @@ def read_settings(folder: str | Path) -> Settings:
         raise SettingsError(f"{path}: [listen] must be a table")
     host, port = _value(path, listen, "host", HOST), _value(path, listen, "port", PORT)
     if not 0 <= port < 1 << 16:
-        raise SettingsError(f"{path}: there is no port {port}")
+        raise SettingsError(f"{path}: a port is a number from 0 to 65535")
     return Settings(
         path.parent,
         _value(path, found, "name", ""),
@@ -234,6 +237,8 @@ def _limits(path: Path, found: Any) -> Limits:
             raise SettingsError(f"{path}: [server] has no {name!r}")
         if type(value) is not known[name]:
             raise SettingsError(f"{path}: {name} must be of type {known[name].__name__}")
+        if type(value) is float and not math.isfinite(value):
+            raise SettingsError(f"{path}: {name} must be a number with an end")
         if type(value) in (int, float) and (value < 0 or (value == 0 and name not in _OR_NONE)):
             least = "at least 0" if name in _OR_NONE else "above 0"
             raise SettingsError(f"{path}: {name} must be {least}")
