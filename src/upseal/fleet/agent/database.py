@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
+from upseal.fleet.malformed import damaged
+
 BUSY_SECONDS = 30.0
 """How long to wait for another process that writes."""
 WAL_BYTES = 8 << 20
@@ -56,6 +58,8 @@ def explained(error: sqlite3.Error, path: Path) -> SpoolError:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == _FULL:
         return SpoolFull(f"no room on the disk of {path}")
+    if code == _CORRUPT and not damaged(path):
+        return SpoolUnusable(f"{path} could not be read: {error}")
     if code in (_CORRUPT, _NOT_A_DATABASE):
         return SpoolDamaged(f"{path} is damaged: {error}")
     if code in _LOCKED:

@@ -86,6 +86,8 @@ class Spool:
         self._context = context
         self._sealer = Sealer([key.public_key])
         self._opener = Opener([key], cache=4096)
+        self._proving = Opener([key], cache=0)
+        self._mark: bytes | None = None
         self._writer = Database(path, SCHEMA, self._check, UPLOADS_SCHEMA)
         # A second connection: whoever reads a unit keeps nobody waiting who reports.
         self._reader = Database(path, SCHEMA, self._check, UPLOADS_SCHEMA)
@@ -106,6 +108,7 @@ class Spool:
             self._opener.open(mark, self._context)
         except (OpenError, TypeError) as error:
             raise SpoolDamaged(f"{self.path} is sealed to another key, or is damaged") from error
+        self._mark = mark
 
     def close(self) -> None:
         """Lets the file go."""
@@ -158,7 +161,11 @@ class Spool:
         Raises:
             OpenError: the disk has damaged it.
         """
-        return self._opener.open(sealed, self._context + about)
+        try:
+            return self._opener.open(sealed, self._context + about)
+        except OpenError:
+            self._prove_key()
+            return self._opener.open(sealed, self._context + about)
 
     @property
     def public_key(self) -> PublicKey:
@@ -242,7 +249,7 @@ class Spool:
 
     def _opened(self, db: sqlite3.Connection, rows: list[tuple[int, bytes]]) -> list[bytes]:
         """What the rows hold. Those that the disk has damaged are taken out, and are lost."""
-        opened = self._opener.open_many([sealed for _, sealed in rows], self._context)
+        opened = self._open_many(rows)
         good = []
         for (number, sealed), report in zip(rows, opened, strict=True):
             if isinstance(report, OpenError):
@@ -254,6 +261,28 @@ class Spool:
             else:
                 good.append(report)
         return good
+
+    def _open_many(self, rows: list[tuple[int, bytes]]) -> list[bytes | OpenError]:
+        """What the rows hold. Damage is believed only where the key is seen to do its work."""
+        sealed = [sealed for _, sealed in rows]
+        opened = self._opener.open_many(sealed, self._context)
+        if any(isinstance(report, OpenError) for report in opened):
+            self._prove_key()
+            opened = self._opener.open_many(sealed, self._context)
+        return opened
+
+    def _prove_key(self) -> None:
+        """What does not open may be whole: a key that fails, for want of memory, does not say so.
+
+        Raises:
+            SpoolUnusable: what does open has not opened.
+        """
+        if self._mark is None:  # nothing has been read or written yet
+            return
+        try:
+            self._proving.open(self._mark, self._context)
+        except OpenError as error:
+            raise SpoolUnusable(f"the key of {self.path} cannot be used now") from error
 
     def units(self) -> list[SpooledUnit]:
         """All that are written down and not receipted, oldest first."""
@@ -273,7 +302,7 @@ class Spool:
             unit = now
             rows = members(db, unit.first, unit.last)
             (digest,) = db.execute("SELECT digest FROM units WHERE id = ?", (unit.id,)).fetchone()
-        records = self._opener.open_many([sealed for _, sealed in rows], self._context)
+        records = self._open_many(rows)
         good = [record for record in records if not isinstance(record, OpenError)]
         if len(good) < unit.count:
             return self._reduce(unit)

@@ -9,10 +9,13 @@ caller asks for it.
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import random
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+import urllib3.connection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -46,7 +50,10 @@ class Unreachable(OSError):  # noqa: N818 - a state of affairs
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: to connect, without a byte of the answer, and for all of the answer's body."""
+    """Seconds: to connect, without a byte of the answer, and for all of the answer.
+
+    The last once for its head, from when the request is out, and once for all together.
+    """
 
     connect: float = 10.0
     read: float = 60.0
@@ -126,6 +133,55 @@ class Response:
         return delay(self.headers.get("retry-after"))
 
 
+class _Timed(io.RawIOBase):
+    """A connection's bytes until a moment: each one in time would let a head come for ever."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float) -> None:
+        self._raw, self._sock, self._end = raw, sock, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any, /) -> int | None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        usual = self._sock.gettimeout()
+        if usual is None or left < usual:
+            self._sock.settimeout(left)
+        return self._raw.readinto(target)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose time is bounded from its first byte on, in the thread that has asked."""
+
+    asked = threading.local()
+
+    def __init__(self, sock: socket.socket, *args: Any, **how: Any) -> None:
+        super().__init__(sock, *args, **how)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, self.asked.total))
+
+
+class _Plain(urllib3.connection.HTTPConnection):
+    response_class = _Answer
+
+
+class _Secure(urllib3.connection.HTTPSConnection):
+    response_class = _Answer
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
 class Client:
     """Requests to one base URL, from any thread, and in a process forked off as well."""
 
@@ -201,6 +257,7 @@ class Client:
             sent = (memoryview(body)[at : at + _PIECE] for at in range(0, len(body), _PIECE))
         most = self.limit if limit is None else limit
         deadline = time.monotonic() + times.total
+        _Answer.asked.total = times.total
         try:
             answer = self._pool().urlopen(
                 method,
@@ -217,7 +274,10 @@ class Client:
         except Unreachable:
             raise
         except (HTTPError, http.client.HTTPException, OSError) as error:
-            raise Unreachable(f"{self.name}: {_why(error, times)}") from error
+            why = _why(error, times)
+            if isinstance(error, ReadTimeoutError | TimeoutError) and time.monotonic() > deadline:
+                why = "the answer takes too long"
+            raise Unreachable(f"{self.name}: {why}") from error
 
     def close(self) -> None:
         """Closes what is idle. A request after that opens a connection again."""
@@ -246,9 +306,13 @@ class Client:
         settings: dict[str, Any] = {"maxsize": self._connections, "num_pools": 1}
         if context is not None:
             settings["ssl_context"] = context
+        pool: urllib3.PoolManager
         if self._proxy is not None:
-            return urllib3.ProxyManager(self._proxy, **settings)
-        return urllib3.PoolManager(**settings)
+            pool = urllib3.ProxyManager(self._proxy, **settings)
+        else:
+            pool = urllib3.PoolManager(**settings)
+        pool.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+        return pool
 
     def _whole(
         self, method: str, answer: urllib3.response.BaseHTTPResponse, most: int, deadline: float

@@ -44,6 +44,7 @@ class Crowd:
         share: of those, for one address.
         exceptions: addresses and networks that may have all.
         turned_away: told which limit it was.
+        unread: bytes of answers that nobody has read yet, in all; for one address its share.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class Crowd:
         share: float = 1.0,
         exceptions: tuple[str, ...] = (),
         turned_away: Callable[[str], None] = lambda _: None,
+        unread: int = 256 << 20,
     ) -> None:
         self._most, self._each = most, max(1, int(most * share))
+        self._unread_most, self._unread_each = unread, unread * share
+        self.unread = 0
+        self._unread_of: Counter[str] = Counter()
         self._addresses = Addresses(exceptions)
         self._turned_away = turned_away
         # Those that are let stand to be told so do not count against those that have a seat: else
@@ -87,6 +92,28 @@ class Crowd:
         if key is not None:
             self._standing_of[key] += 1
         return place
+
+    def owe(self, host: str, size: int) -> bool:
+        """So many bytes for there wait to be read, until `paid`; False: that is too much."""
+        key = self._addresses.key(host)
+        if self.unread + size > self._unread_most or (
+            key is not None and self._unread_of[key] + size > self._unread_each
+        ):
+            self._turned_away("unread-answers")
+            return False
+        self.unread += size
+        if key is not None:
+            self._unread_of[key] += size
+        return True
+
+    def paid(self, host: str, size: int) -> None:
+        """They have been read, or nobody will."""
+        self.unread -= size
+        key = self._addresses.key(host)
+        if key is not None:
+            self._unread_of[key] -= size
+            if self._unread_of[key] <= 0:
+                del self._unread_of[key]
 
     def leave(self, host: str, place: Place) -> None:
         """It is gone."""

@@ -2,8 +2,9 @@
 """What one connection can cost: uvicorn's protocol, with the bounds that it leaves to a proxy.
 
 Bounded here: connections, the length of a head and the time it takes, what is sent after an answer
-that came early, chunk extensions and trailers. Pipelining is refused politely: the connection ends
-after the answer, as HTTP/1.1 allows, and nothing is buffered behind it.
+that came early, chunk extensions and trailers, and answers that nobody reads. Pipelining is refused
+politely: the connection ends after the answer, as HTTP/1.1 allows, and nothing is buffered behind
+it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Limits:
     linger_seconds: float = 5.0
     linger_bytes: int = 4 << 20
     """What is read and thrown away after an answer that came before the body was read."""
+    unread_bytes: int = 256 << 20
+    """Of answers that wait to be read, in all; the share of one address holds for them too. Who
+    goes beyond it is cut off, and so is who takes longer than ``keep_alive`` to read one."""
     grace: int = 20
     """What running requests get when the process stops."""
 
@@ -62,6 +66,8 @@ class Protocol(HttpToolsProtocol, Inside):
         self._deaf = False
         self._fruitless = 0
         self._thrown_away = 0
+        self._unread = 0
+        self._reading: asyncio.TimerHandle | None = None
 
     # -- from the transport ----------------------------------------------------------
 
@@ -81,6 +87,7 @@ class Protocol(HttpToolsProtocol, Inside):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leaves no timer behind."""
         self._disarm()
+        self._has_read()
         if self._place is not None:
             self._crowd.leave(self._host, self._place)
             self._place = None
@@ -103,6 +110,32 @@ class Protocol(HttpToolsProtocol, Inside):
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
             # What came was the rest of an unwanted body, or blank lines.
             self._arm(self.timeout_keep_alive)
+
+    def pause_writing(self) -> None:
+        """More waits for the other side than the system takes."""
+        super().pause_writing()
+        self._has_read()
+        size = self.transport.get_write_buffer_size()
+        seconds: float = 0  # and not at once: the transport is in the middle of a write
+        if self._crowd.owe(self._host, size):
+            self._unread, seconds = size, self.timeout_keep_alive
+        self._reading = self.loop.call_later(seconds, self._unread_too_long)
+
+    def resume_writing(self) -> None:
+        """It has been read, but for a little."""
+        self._has_read()
+        super().resume_writing()
+
+    def _has_read(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+            self._crowd.paid(self._host, self._unread)
+            self._unread = 0
+
+    def _unread_too_long(self) -> None:
+        self._deaf = True
+        self.transport.abort()
 
     # -- from the parser -------------------------------------------------------------
 

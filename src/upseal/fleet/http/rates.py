@@ -144,6 +144,15 @@ class Buckets:
             self._full_at.move_to_end(key)
         return 0.0
 
+    def owe(self, key: object, amount: float) -> None:
+        """Takes tokens, whether there are some or not: for work that is done already."""
+        if self._rate:
+            now = self._clock()
+            with self._lock:
+                self._forget(now)
+                self._full_at[key] = max(now, self._full_at.get(key, now)) + amount / self._rate
+                self._full_at.move_to_end(key)
+
     def _forget(self, now: float) -> None:
         """Whoever may add one takes two away, if it is time."""
         for _ in range(2):
@@ -262,6 +271,14 @@ class Gate:
         self._refuse("hop-requests", self._hop_requests.take(hop.hop_id, 1, factor))
         if size and not path.startswith(UPLOADS):
             self._refuse("hop-bytes", self._hop_bytes.take(hop.hop_id, size, factor))
+
+    def contained(self, hop_id: bytes, weight: int) -> None:
+        """An agent's request cost as much as so many: each beyond the first is owed as well.
+
+        Else a few a second, each full of the smallest things there are, would be all that is done.
+        """
+        if weight > 1:
+            self._hop_requests.owe(hop_id, weight - 1)
 
     def _refuse(self, limit: str, seconds: float) -> None:
         if seconds > 0:

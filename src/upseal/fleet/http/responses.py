@@ -16,7 +16,8 @@ from upseal.fleet.http.results import Result
 def of_results(answers: Sequence[Result], seconds: int = 0) -> Response:
     """What became of bodies; ``seconds`` is how long it was waited for, as asked."""
     headers = {"cache-control": "no-store", **prefer.applied(seconds)}
-    return Response(results.encode(answers), 200, headers, "application/json")
+    body = results.encode(results.bounded(answers))
+    return Response(body, 200, headers, "application/json")
 
 
 def of_notice(request: Request, found: tuple[str, bytes] | None, absent: Problem) -> Response:

@@ -11,7 +11,7 @@ import base64
 import binascii
 import enum
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ ID_LEN = 32
 LONGEST_RECEIPT = 1024
 MOST_IDS = 4096
 """Bodies that one request may ask about."""
+MOST_RECEIPTS = 32_768
+"""In one answer (6 MiB), but for those of its first body: what comes behind is still pending."""
 
 
 class MalformedResults(ValueError):  # noqa: N818 - reads as what it is
@@ -108,6 +110,15 @@ class Result:
                 problem.retry_after = float(min(wait, MOST_DELAY))
             return cls(body, state, problem=problem)
         return cls(body, state)
+
+
+def bounded(results: Iterable[Result]) -> Iterator[Result]:
+    """The same, with no more than `MOST_RECEIPTS`: who asks for the rest again gets the rest."""
+    count = 0
+    for result in results:
+        count += len(result.receipts)
+        late = count > MOST_RECEIPTS and len(result.receipts) < count
+        yield Result.pending(result.body) if late and result.receipts else result
 
 
 def encode(results: Iterable[Result]) -> bytes:

@@ -231,10 +231,15 @@ class _Server(uvicorn.Server):
         metrics = getattr(app.state, "metrics", None)
         turned_away = (lambda _: None) if metrics is None else limited(metrics)
         self._crowd = Crowd(
-            limits.connections, limits.address_share, limits.exceptions, turned_away
-        )
+            limits.connections, limits.address_share, limits.exceptions, turned_away,
+            limits.unread_bytes,
+        )  # fmt: skip
         if metrics is not None:
             metrics.gauge("http_connections", "Open connections", function=self._crowd.__len__)
+            metrics.gauge(
+                "http_unread_bytes", "Bytes of answers that wait to be read",
+                function=lambda: self._crowd.unread,
+            )  # fmt: skip
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The application first: who can connect finds it ready."""

@@ -91,7 +91,12 @@ class GroupCommit:
                 if self._chores is not None and time.monotonic() >= due:
                     more = self._tidy(self._chores)
                     due = time.monotonic() + (_SOON if more else self._every)
-        finally:
+        finally:  # also where it ends by a mistake: then nobody is left waiting
+            with self._changed:
+                self._closing = True
+                left, self._jobs = self._jobs, deque()
+            for job in left:
+                job.future.set_exception(RuntimeError("this queue is closed"))
             self._connection.close()
 
     def _next(self, due: float) -> list[_Job | None]:
@@ -141,7 +146,7 @@ class GroupCommit:
     def _tidy(self, chores: Callable[[sqlite3.Connection], bool]) -> bool:
         try:
             return chores(self._connection)
-        except sqlite3.Error:  # busy, or a full disk: it is tried again, and nothing depends on it
+        except (sqlite3.Error, MemoryError):  # busy, or a full disk: nothing depends on it
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             return False

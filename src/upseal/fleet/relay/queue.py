@@ -31,7 +31,9 @@ from upseal.fleet.relay.turns import Turns
 
 _REFUSING = 10.0
 _DISK_PAUSE = 5.0
-"""Seconds until what the disk would not take is tried again."""
+"""Seconds until what the disk would not take, or give, is tried again."""
+_UNREAD_MOST = 6
+"""Times that a body cannot be read before it counts as damaged: some five minutes."""
 _log = logging.getLogger(__name__)
 
 
@@ -170,11 +172,7 @@ class Queue:
             raise Full
 
     def _written(
-        self,
-        written: Iterable[Written],
-        bodies: Mapping[bytes, bytes],
-        hop: bytes,
-        received: int,
+        self, written: Iterable[Written], bodies: Mapping[bytes, bytes], hop: bytes, received: int
     ) -> dict[bytes, Result]:
         done: dict[bytes, Result] = {}
         with self._changed:
@@ -198,9 +196,10 @@ class Queue:
     # -- going out -----------------------------------------------------------------
 
     def claim(self, max_bytes: int, max_bodies: int, timeout: float) -> list[Claimed]:
-        """Bodies that nobody works on, of each hop the oldest; waits for some. One at least.
+        """Bodies that nobody works on, of each hop the oldest; waits for some.
 
-        Each is `finish`ed or `release`d by whoever claimed it.
+        One at least, unless the time is over or the disk does not give what there is. Each is
+        `finish`ed or `release`d by whoever claimed it.
         """
         deadline = time.monotonic() + timeout
         taken: list[Entry] = []
@@ -224,15 +223,24 @@ class Queue:
                 size += entry.size
                 taken.append(entry)
             self._in_flight += len(taken)
-        claimed = []
-        for entry in taken:
+        read = ((entry, self._read(entry)) for entry in taken)
+        return [Claimed(e.id, body, e.attempts, e.hop) for e, body in read if body is not None]
+
+    def _read(self, entry: Entry) -> bytes | None:
+        """A claimed body; None: it cannot be had now, and is queued again, or is lost."""
+        body = None
+        try:
             with self._body_lock:
                 body = rows.body(self._bodies, entry)
-            if body is None:
-                self._lose(entry)
-            else:
-                claimed.append(Claimed(entry.id, body, entry.attempts, entry.hop))
-        return claimed
+        except (sqlite3.DatabaseError, MemoryError) as error:  # that is not to say it is damaged
+            entry.unread += 1
+            if entry.unread <= _UNREAD_MOST:
+                event(_log, "queued body not read", level=logging.WARNING, why=str(error))
+                self.release([entry.id], delay=_DISK_PAUSE)
+                return None
+        if body is None:
+            self._lose(entry)
+        return body
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -328,10 +336,7 @@ class Queue:
                 if entry is not None and entry.durable:
                     found[body_id] = None
         with self._lookup_lock:
-            for body_id in ids:
-                if body_id not in found:
-                    with suppress(KeyError, MalformedResults):
-                        found[body_id] = rows.result(self._lookups, body_id)
+            found |= rows.results(self._lookups, [i for i in ids if i not in found])
         return found
 
     def stats(self) -> Stats:
@@ -339,13 +344,9 @@ class Queue:
         with self._changed:
             oldest = next(iter(self._entries.values())).received if self._entries else None
             return Stats(
-                len(self._entries),
-                self._bytes,
-                self._in_flight,
-                oldest,
-                self._results,
+                len(self._entries), self._bytes, self._in_flight, oldest, self._results,
                 self._result_bytes,
-            )
+            )  # fmt: skip
 
     @property
     def refusing(self) -> bool:

@@ -21,6 +21,7 @@ from upseal.errors import OpenError, UnknownRecipient
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
+from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.relay.keys import RelayKeys
 from upseal.fleet.relay.meters import Meters
@@ -113,6 +114,7 @@ class Repackager:
     ) -> None:
         self._keys, self._manifest, self._limits, self._meters = keys, manifest, limits, meters
         self._lock = threading.Lock()
+        self._lines = Seldom()
         self._sealer: Sealer | None = None
 
     def prepare(
@@ -184,7 +186,9 @@ class Repackager:
         except OpenError as error:
             # Ours by its header, and yet not: the server sees it as we do, and answers for it.
             self._meters.unopened.labels("damaged").inc()
-            event(_log, "sealed body does not open", level=logging.WARNING, why=error.problem)
+            if (more := self._lines.tell()) is not None:
+                event(_log, "sealed body does not open", level=logging.WARNING, why=error.problem,
+                      left_out=more)  # fmt: skip
             return None
         self._meters.opened.inc()
         return rows

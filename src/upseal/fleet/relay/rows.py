@@ -7,10 +7,12 @@ import hashlib
 import json
 import sqlite3
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upseal.fleet.http.results import MalformedResults, Result
+from upseal.fleet.http.results import MOST_RECEIPTS, MalformedResults, Result
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS bodies(
@@ -59,12 +61,12 @@ class Claimed(NamedTuple):
 class Entry:
     """A queued body in memory: all but the body."""
 
-    __slots__ = ("attempts", "claimed", "durable", "hop", "id", "received", "seq", "size")
+    __slots__ = ("attempts", "claimed", "durable", "hop", "id", "received", "seq", "size", "unread")
 
     def __init__(self, body_id: bytes, hop: bytes, size: int, received: int) -> None:
         self.id, self.hop, self.size, self.received = body_id, hop, size, received
         self.seq = -1
-        self.attempts = 0
+        self.attempts = self.unread = 0
         self.durable = False
         self.claimed = False
 
@@ -144,11 +146,12 @@ def decode(text: str) -> Result:
 
 
 def body(db: sqlite3.Connection, entry: Entry) -> bytes | None:
-    """A queued body, if it is what it was when it came."""
-    try:
-        row = db.execute("SELECT body FROM bodies WHERE seq = ?", (entry.seq,)).fetchone()
-    except sqlite3.DatabaseError:
-        return None
+    """A queued body, if it is what it was when it came; None: the disk has damaged it.
+
+    Raises:
+        DatabaseError: it cannot be read now. "Malformed" is said also of a disk that fails.
+    """
+    row = db.execute("SELECT body FROM bodies WHERE seq = ?", (entry.seq,)).fetchone()
     found: Any = None if row is None else row[0]
     if not isinstance(found, bytes) or hashlib.sha256(found).digest() != entry.id:
         return None
@@ -166,6 +169,23 @@ def result(db: sqlite3.Connection, body_id: bytes) -> Result | None:
     if row is None:
         raise KeyError(body_id.hex())
     return decode(row[0]) if row[0] is not None else None
+
+
+def results(db: sqlite3.Connection, ids: Iterable[bytes]) -> dict[bytes, Result | None]:
+    """What became of those that are known; None while they are queued.
+
+    None also for those behind `MOST_RECEIPTS`: no answer has room for more.
+    """
+    found: dict[bytes, Result | None] = {}
+    receipts = 0
+    for body_id in ids:
+        if receipts > MOST_RECEIPTS:
+            found[body_id] = None
+            continue
+        with suppress(KeyError, MalformedResults):
+            known = found[body_id] = result(db, body_id)
+            receipts += 0 if known is None else len(known.receipts)
+    return found
 
 
 def finish(db: sqlite3.Connection, results: list[tuple[int, str]]) -> None:

@@ -34,6 +34,7 @@ from upseal.fleet.files import make_private_directory, write_private
 from upseal.fleet.http.client import Client, ClientTls, Timeouts
 from upseal.fleet.http.logs import event
 from upseal.fleet.identity import load_or_make
+from upseal.fleet.malformed import damaged
 from upseal.fleet.relay.keys import RelayKeys
 from upseal.fleet.relay.queue import Queue
 from upseal.fleet.relay.settings import FILE_NAME, Settings, toml_of
@@ -204,6 +205,8 @@ def _queue(path: Path, settings: Settings, on_done: Callable[[Any], None] | None
     except sqlite3.OperationalError:
         raise  # locked, unreadable, a full disk: it is not damaged
     except sqlite3.DatabaseError as error:
+        if not damaged(path):
+            raise OSError(errno.EIO, "could not be read", str(path)) from error
         aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
         event(_log, "queue damaged, set aside", level=logging.ERROR, file=aside, why=str(error))
         for suffix in ("", "-wal", "-shm"):

@@ -150,11 +150,12 @@ class Wraps:
 
     def drop(self, body: bytes) -> None:
         """Forgets what was sealed of this body, if anything was; the sidecar goes first."""
-        with self._lock:
-            wrapped = self._known.pop(body, None)
-        if wrapped is not None:
+        wrapped = self.find(body)
+        if wrapped is not None:  # known until it is gone: what fails here is tried again
             wrapped.path.with_suffix(".json").unlink(missing_ok=True)
             wrapped.path.unlink(missing_ok=True)
+            with self._lock:
+                self._known.pop(body, None)
 
     @property
     def size(self) -> int:
@@ -205,8 +206,9 @@ class Wraps:
             wrapped = Wrapped(body, ticket, manifest.serial, path)
             write_private(path.with_suffix(".json"), wrapped.encode())
         except BaseException:
-            temporary.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            for left in (path.with_suffix(".json"), path, temporary):
+                with suppress(OSError):  # then whoever opens the folder next takes it away
+                    left.unlink()
             raise
         with self._lock:
             self._known[body] = wrapped

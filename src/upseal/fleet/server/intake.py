@@ -16,6 +16,7 @@ from typing import Any
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
+from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import Manifest
 from upseal.fleet.policy import Level, Reason
@@ -40,7 +41,10 @@ from upseal.fleet.units import (
 
 _QUOTA_RETRY = 60.0
 _AGENT_UNITS = 1024
-"""In one body: an agent sends one. Each costs a verification, and 64 MiB hold 300,000."""
+"""In one request, and bodies: an agent sends one. Each costs a verification, and 64 MiB hold
+300,000."""
+_RECORDS = 1024
+"""That cost as much as another unit does."""
 _log = logging.getLogger("upseal.server.intake")
 Sounded = dict[tuple[str, bytes], tuple[int, Mapping[str, Any]]]
 
@@ -67,6 +71,12 @@ class Request:
     job: Job
     begun: float
 
+    @property
+    def weight(self) -> int:
+        """What it costs, in ordinary requests: of a body, a unit, a thousand records or so."""
+        records = sum(len(unit.records) for unit in self.job.units)
+        return sum(max(1, len(body.receipts)) for body in self.bodies) + records // _RECORDS
+
 
 class Intake:
     """Opens and verifies, and makes receipts. Safe to share between threads."""
@@ -87,6 +97,7 @@ class Intake:
         self._directory = directory
         self._receipt_key = receipt_key
         self._meters = meters
+        self._lines = Seldom()
 
     # -- before the writer ----------------------------------------------------------
 
@@ -110,15 +121,25 @@ class Intake:
         sounded: Sounded = {}
         account = None if replayed else sender
         opened = [
-            self._opened(bytes(raw), sender, account, when, sounded) for raw in self._split(data)
+            self._opened(bytes(raw), sender, account, when, sounded)
+            if owner is None or i < _AGENT_UNITS
+            else (_too_many(body_id(raw)), None)
+            for i, raw in enumerate(self._split(data))
         ]
         agents = {
             unit.statement.agent for _, found in opened if found is not None for unit in found.units
         }
         known = self._directory.find(agents)
+        left = _AGENT_UNITS
         for body, found in opened:
-            if found is not None:
-                self._verify(body, found, sender, owner, known, when, sounded)
+            if found is None:
+                continue
+            if owner is not None and len(found.units) <= _AGENT_UNITS:
+                left -= len(found.units)
+                if left < 0:
+                    body.result = _too_many(body.id).result
+                    continue
+            self._verify(body, found, sender, owner, known, when, sounded)
         bodies = [body for body, _ in opened]
         job = Job(
             units=[unit for body in bodies for unit in body.units],
@@ -288,11 +309,17 @@ class Intake:
             if not sealed:
                 reason = Reason(unit.reason).name.lower().replace("_", "-")
                 self._meters.clear.labels(reason).inc(len(unit.records))
-        elif status is Status.CONTRADICTION:
+        elif status is Status.CONTRADICTION and (left_out := self._lines.tell()) is not None:
             event(
                 _log, "contradiction", level=logging.WARNING, agent=unit.agent.hex(),
-                epoch=unit.epoch.hex(), sequence=unit.sequence,
+                epoch=unit.epoch.hex(), sequence=unit.sequence, left_out=left_out,
             )  # fmt: skip
+
+
+def _too_many(name: bytes) -> Body:
+    """By itself it would be taken."""
+    problem = Problem("busy", "too many units in a request", retry_after=1)
+    return Body(name, Result.failed(name, problem))
 
 
 def _sound(sounded: Sounded, kind: str, subject: bytes, details: Mapping[str, Any]) -> None:

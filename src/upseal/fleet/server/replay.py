@@ -46,7 +46,7 @@ class Replay:
     def round(self) -> bool:
         """Takes some through that were asked for; True if there may be more."""
         with self._store.reading() as db:
-            wanted = deadletters.listing(db, wanted=True)[:_ROUND]
+            wanted = deadletters.listing(db, wanted=True, limit=_ROUND)
         for letter in wanted:
             result = self._one(letter)
             self._meters.replayed.labels(result).inc()

@@ -169,6 +169,8 @@ class Server:
                 digest = hashlib.sha256(data).digest()
                 sender = self.authenticate(headers, method, path, digest, len(data))
                 request = self.intake.open(data, sender)
+                if sender.role == "agent":
+                    self.gate.contained(sender.hop, request.weight)
                 written = self._submit(request.job)
             except BaseException as error:
                 done.set_exception(error)

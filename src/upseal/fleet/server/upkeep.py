@@ -25,6 +25,8 @@ from upseal.fleet.server.uploads.room import Uploads
 EVERY = 1.0
 _GAUGES = 5.0
 _PRUNE = 60.0
+_REPLAY = 0.5
+"""Seconds that dead letters may take of one round: the first stands before the first request."""
 _log = logging.getLogger("upseal.server")
 
 
@@ -108,12 +110,16 @@ class Upkeep:
         self._hopeless &= {challenge.challenge for challenge in asked}
         for challenge in asked:
             self._answer(challenge)
-        while self._replay.round() and not self._stop.is_set():
-            pass
+        self._replay_some()
         self._uploads.round(keys_changed=changed or bool(new))
         self._retention.round()
         self._now_and_then()
         self._recording.round(self._published.manifest)
+
+    def _replay_some(self) -> None:
+        end = time.monotonic() + _REPLAY
+        while self._replay.round() and not self._stop.is_set() and time.monotonic() < end:
+            pass
 
     def _answer(self, challenge: challenges.Challenge) -> None:
         """Proves that we hold one of our own keys."""

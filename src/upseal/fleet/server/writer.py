@@ -222,8 +222,9 @@ class Writer:
                 which = {"epoch": unit.epoch.hex(), "sequence": unit.sequence}
                 _count(sounded, ("contradiction", unit.agent), 1, which)
         outcomes, at = [], 0
+        taken = deadletters.Taken(db) if any(job.letters for job in jobs) else None
         for job in jobs:
-            kept = [self._keep(db, letter, sounded) for letter in job.letters]
+            kept = [self._keep(db, letter, sounded, taken) for letter in job.letters]
             news = activity.note_beacons(db, job.beacons, now)
             for settled in job.settled:
                 deadletters.settle(db, settled.id, done=settled.done, reason=settled.reason)
@@ -241,6 +242,7 @@ class Writer:
         db: Connection,
         letter: Letter,
         sounded: dict[tuple[str, bytes], tuple[int, Mapping[str, Any]]],
+        taken: deadletters.Taken | None,
     ) -> bool:
         quota = self._quota
         # What is malformed is kept to be looked at, and never in the place of what can be replayed.
@@ -250,6 +252,7 @@ class Writer:
             **letter._asdict(),
             total_quota=quota.total // part,
             hop_quota=quota.hop // part,
+            taken=taken,
         )
         if not kept and part == 1:
             _count(sounded, ("dead-letters-full", letter.hop), 1, {"reason": letter.reason})

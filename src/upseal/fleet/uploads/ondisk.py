@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upseal.fleet.encoding import from_hex, load_object
-from upseal.fleet.files import read_private
+from upseal.fleet.files import read_at, read_private
 from upseal.fleet.http.logs import event
 from upseal.fleet.uploads.held import CARD, PART, WHOLE, Held, ShelfError
 from upseal.fleet.uploads.words import Ticket
@@ -130,4 +130,4 @@ def write_all(file: int, parts: Iterable[memoryview], offset: int) -> None:
 def looks_sealed(body: Path) -> bool:
     """Whether a body begins as sealed ones do."""
     with open(body, "rb", buffering=0) as file:
-        return file.read(len(_SEALED)) == _SEALED
+        return read_at(file.fileno(), 0, len(_SEALED)) == _SEALED

@@ -38,6 +38,7 @@ from upseal.fleet.http.apps import let_go, patience, read_parts
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
+from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.uploads.checking import Checking
 from upseal.fleet.uploads.refusals import problem_of, refused
 from upseal.fleet.uploads.shelf import Held, NoRoom, Shelf
@@ -123,6 +124,7 @@ class Tus:
         self._max_piece = max_piece
         self._rate = _Rate(max_rate)
         self._expire_at = 0.0
+        self._lines = Seldom(rate=10.0, reserve=60.0)
         self._checking = Checking(shelf, pool, on_whole)
 
     def routes(self) -> list[Route]:
@@ -173,7 +175,9 @@ class Tus:
         if held is None:
             raise Problem("not-found")
         await self._in_pool(self._shelf.remove, held)
-        event(_log, "upload ended by its sender", upload=held.ticket.upload.hex())
+        if (more := self._lines.tell()) is not None:
+            event(_log, "upload ended by its sender", upload=held.ticket.upload.hex(),
+                  left_out=more)  # fmt: skip
         return Response(None, 204, _NO_STORE)
 
     def _options(self) -> Response:
@@ -210,9 +214,9 @@ class Tus:
             self._checking.forget(hop.hop_id, ticket.body_id)
         new = held is None
         held = await self._in_pool(self._created, hop, ticket)
-        if new:
+        if new and (more := self._lines.tell()) is not None:
             event(_log, "upload begun", upload=ticket.upload.hex(), form=ticket.form,
-                  bytes=ticket.size)  # fmt: skip
+                  bytes=ticket.size, left_out=more)  # fmt: skip
         if not ticket.size:
             self._checking.add(held)
         return Response(None, 201, {**where, **self._expires(held)})

@@ -19,6 +19,7 @@ from typing import IO, cast
 from upseal import Opener, PublicKey
 from upseal.core import header as headers
 from upseal.core.files import Progress, seal_file_kept
+from upseal.core.positioned import naming
 from upseal.core.reader import OpeningReader
 from upseal.core.uploads import FRONT_MAX
 from upseal.errors import OpenError
@@ -97,8 +98,7 @@ def opened(file: io.FileIO, secret: bytes, context: bytes) -> Iterator[OpeningRe
         OSError: the disk failed.
     """
     try:
-        file.seek(0)
-        entry = headers.parse(file.read(FRONT_MAX)).entries[0]
+        entry = headers.parse(read_at(file.fileno(), 0, FRONT_MAX)).entries[0]
         file.seek(0)
         key = KeptKey(int(entry.suite), entry.key_id, secret)
         with Opener([key], cache=0).reader(file, context) as reader:
@@ -115,7 +115,8 @@ class SealedSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from there; fewer only at the end."""
-        return read_at(self._file.fileno(), offset, length)
+        with naming(self._file.name):
+            return read_at(self._file.fileno(), offset, length)
 
 
 class ClearSource:

@@ -31,11 +31,14 @@ class Folder:
     Args:
         path: where it is, or will be made.
         named: the names that rows stand for, as the spool's file has them now.
+        settled: the same, when no row can come back whose transaction failed at its last step.
     """
 
-    def __init__(self, path: Path, named: Callable[[], set[str]]) -> None:
+    def __init__(
+        self, path: Path, named: Callable[[], set[str]], settled: Callable[[], set[str]]
+    ) -> None:
         self.path = path
-        self._named = named
+        self._named, self._settled = named, settled
         self._making: set[io.FileIO] = set()
         renew_in_children(self)
 
@@ -61,9 +64,11 @@ class Folder:
         except BaseException as error:
             if os.getpid() != process:
                 raise RuntimeError("an upload cannot go on in a forked child") from error
-            # By what the row says, since an interrupt may come when it has just been written.
+            # By what the row says, since an interrupt may come when it has just been written. A
+            # transaction that failed for want of room has left nothing that could come back.
+            full = isinstance(error, SpoolFull)
             with suppress(SpoolError, OSError):
-                if name not in self._named():
+                if name not in (self._named() if full else self._settled()):
                     os.unlink(self.path / name)
             raise
         finally:
@@ -71,12 +76,11 @@ class Folder:
             file.close()
 
     def _new(self, upload: bytes) -> tuple[str, io.FileIO]:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             make_private_directory(self.path)
             while True:
                 name = f"{upload.hex()}.{secrets.token_hex(4)}"
-                file = io.FileIO(os.open(self.path / name, flags, 0o600), "r+b")
+                file = io.FileIO(self.path / name, "r+b", opener=_new_file)
                 if self._locked(file):
                     return name, file
         except OSError as error:
@@ -113,8 +117,7 @@ class Folder:
         Raises:
             OSError: it cannot be opened.
         """
-        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
-        return io.FileIO(descriptor, "rb")
+        return io.FileIO(self.path / name, "rb")
 
     def remove(self, name: str | None) -> None:
         """Takes away one that no row names any more. If that fails now, `sweep` does it later."""
@@ -157,6 +160,10 @@ class Folder:
     def free(self) -> int:
         """Bytes that the disk has left."""
         return free_bytes(self.path if self.path.is_dir() else self.path.parent)
+
+
+def _new_file(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def full_or_unusable(error: OSError, path: Path) -> SpoolError:

@@ -261,6 +261,17 @@ class Ledger:
         with self._spool.reading() as db:
             return rows.files(db)
 
+    def settled_files(self) -> set[str]:
+        """As `files`, when no row can come back whose transaction failed at its last step.
+
+        Where the disk did not sync, the transaction is in the log all the same. It counts for
+        nothing, unless the process ends before something else is written over it: so this writes.
+        """
+        with self._spool.writing() as db:
+            for change in (1, -1):  # SQLite would not write what is as it was
+                db.execute("UPDATE upload_counters SET refused = refused + ?", (change,))
+            return rows.files(db)
+
     # -- what is sealed in a row ---------------------------------------------------------
 
     def facts(self, row: Row) -> Facts:

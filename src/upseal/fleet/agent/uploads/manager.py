@@ -54,7 +54,9 @@ class Manager:
 
     def __init__(self, spool: Spool, directory: Path, limits: Uploads, deployment: bytes) -> None:
         self.limits = limits
-        self.folder = Folder(directory / FOLDER, lambda: self.ledger.files())
+        self.folder = Folder(
+            directory / FOLDER, lambda: self.ledger.files(), lambda: self.ledger.settled_files()
+        )
         self.ledger = Ledger(spool, self.folder, limits)
         contexts = Contexts(spool, deployment)
         self.maker = Maker(self.folder, self.ledger, contexts)

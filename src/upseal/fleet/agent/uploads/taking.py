@@ -167,14 +167,17 @@ def _regular(path: str | bytes | os.PathLike[str]) -> Iterator[io.FileIO]:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
     # Whatever has taken its place meanwhile: a pipe would not keep us waiting.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with io.FileIO(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with io.FileIO(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
         # Those of /proc say that they are empty. Some of a log that grows is a good beginning.
-        if not _size(file) and os.pread(descriptor, 1, 0) and not _size(file):
+        if not _size(file) and os.pread(file.fileno(), 1, 0) and not _size(file):
             raise ValueError("a file that does not say how long it is; make a copy of it")
         yield file
+
+
+def _at_once(path: str, _: int) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _size(file: io.FileIO) -> int:

@@ -13,6 +13,9 @@ from upseal.fleet.server.tables import dead_letters
 MISSING_KEY = "missing-key"
 CANNOT_OPEN = "cannot-open"
 MALFORMED = "malformed"
+EACH, SOME = 1024, 64
+"""A quota holds one letter for so many of its bytes, however short they are, and a few in any case.
+Without that, short ones could be so many that to count and replay them holds up everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,40 @@ _FACTS = (
 )  # fmt: skip
 
 
+class Taken:
+    """What the letters there take of their quotas. Counted once: good for one transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        facts = (func.count(), func.sum(dead_letters.c.size))
+        rows = db.execute(select(dead_letters.c.hop, *facts).group_by(dead_letters.c.hop))
+        self._hops = {bytes(hop): (int(count), int(size)) for hop, count, size in rows}
+        self._all = (sum(n for n, _ in self._hops.values()), sum(n for _, n in self._hops.values()))
+
+    def take(self, hop: bytes, size: int, total_quota: int, hop_quota: int) -> bool:
+        """Takes room for one more of this hop, if both quotas have it."""
+        all_, of_hop = _with(self._all, size), _with(self._hops.get(hop, (0, 0)), size)
+        for (count, bytes_), quota in ((all_, total_quota), (of_hop, hop_quota)):
+            if bytes_ > quota or count > max(SOME, quota // EACH):
+                return False
+        self._all, self._hops[hop] = all_, of_hop
+        return True
+
+
+def _with(taken: tuple[int, int], size: int) -> tuple[int, int]:
+    return taken[0] + 1, taken[1] + size
+
+
 def put(
     db: Connection, *, id: bytes, body: bytes, hop: bytes, role: str, received: int, reason: str,
-    key_id: bytes | None, total_quota: int, hop_quota: int,
+    key_id: bytes | None, total_quota: int, hop_quota: int, taken: Taken | None = None,
 ) -> bool:  # fmt: skip
-    """Keeps a body; again does nothing. False: beyond the quota, it is not kept."""
+    """Keeps a body; again does nothing. False: beyond the quota, it is not kept.
+
+    ``taken`` is for the caller's whole transaction: counting for each costs more and more.
+    """
     if find(db, id) is not None:
         return True
-    size = func.coalesce(func.sum(dead_letters.c.size), 0)
-    total = int(db.execute(select(size)).scalar_one())
-    of_hop = int(db.execute(select(size).where(dead_letters.c.hop == hop)).scalar_one())
-    if total + len(body) > total_quota or of_hop + len(body) > hop_quota:
+    if not (taken or Taken(db)).take(hop, len(body), total_quota, hop_quota):
         return False
     db.execute(
         insert(dead_letters).values(
@@ -82,9 +108,11 @@ def body(db: Connection, id: bytes) -> bytes | None:
     return None if found is None else bytes(found)
 
 
-def listing(db: Connection, *, wanted: bool | None = None) -> list[DeadLetter]:
-    """All of them, oldest first; or only those that another try was asked for."""
-    query = select(*_FACTS).order_by(dead_letters.c.received, dead_letters.c.id)
+def listing(
+    db: Connection, *, wanted: bool | None = None, limit: int | None = None
+) -> list[DeadLetter]:
+    """All of them, oldest first, or so many; or only those that another try was asked for."""
+    query = select(*_FACTS).order_by(dead_letters.c.received, dead_letters.c.id).limit(limit)
     if wanted is not None:
         query = query.where(dead_letters.c.wanted.is_(wanted))
     return [_letter(row) for row in db.execute(query)]

@@ -11,6 +11,7 @@ from typing import IO, cast
 from upseal.core.files import open_file
 from upseal.core.uploads import FRONT_MAX
 from upseal.errors import OpenError, UnknownRecipient
+from upseal.fleet.files import read_at
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.server.keyring import Keyring
 from upseal.fleet.server.opening import Failed, Opening
@@ -90,4 +91,4 @@ class Unsealing:
 
 def _front(body: Path) -> bytes:
     with open(body, "rb", buffering=0) as file:
-        return file.read(FRONT_MAX)
+        return read_at(file.fileno(), 0, FRONT_MAX)
