@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("UPSEAL_DEBUG", "1")  # what must not be logged is an error, not left out
+
 import upfuzz
 from upfuzz import ROOT, SEEDS
 

@@ -19,7 +19,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import shutil
 import string
 import time
@@ -47,7 +46,6 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 FORMS = ("raw", "sign", "seal", "bundle", "jws", "enrol")
 _NAME = frozenset((string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~").encode())
 _SECONDS = 20.0
-os.environ.setdefault("UPSEAL_DEBUG", "1")  # what must not be logged is an error, not left out
 
 
 class Asked(NamedTuple):

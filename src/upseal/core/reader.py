@@ -140,16 +140,27 @@ class OpeningReader(io.RawIOBase):
 
     def _step(self, job: Callable[[], _T]) -> _T:
         """Does it when no other thread is at work; interrupted, it has done nothing."""
-        with self._alone():
-            self._check()
-            start, self._busy = self._at, True
-            try:
-                return job()
-            except BaseException:
+        start = end = None
+        try:
+            with self._alone():
+                self._check()
+                start, self._busy = self._at, True
+                try:
+                    try:
+                        done = job()
+                        end = self._at
+                        return done
+                    finally:
+                        self._busy = False
+                except BaseException:
+                    self._busy = False
+                    self._give_back(start)
+                    raise
+        except BaseException:
+            # An interrupt that comes when all is done; unless another thread has gone on meanwhile.
+            if start is not None and self._at == end:
                 self._give_back(start)
-                raise
-            finally:
-                self._busy = False
+            raise
 
     def _gather(self, size: int) -> bytes:
         parts: list[bytes] = []
