@@ -245,6 +245,7 @@ def test_a_manifest_that_is_frozen(world):
         admin.renew()
     liar.manifest = None
     all_well(world)
+    eventually(lambda: not world.members["may"].status()["manifest"]["stale"], "a fresh one")
     world.report(1)
     eventually(lambda: world.client("may")[1:] == (SEALED, Reason.SEALED), "fresh again")
     all_well(world)
