@@ -62,7 +62,7 @@ static upseal_status known_expansion(void)
     uint8_t made[sizeof keys];
     upseal_status status = upseal_expand(secret, info, sizeof info, made, sizeof made);
 
-    if (status == UPSEAL_OK && memcmp(made, keys, sizeof keys)) status = UPSEAL_EBACKEND;
+    if (status == UPSEAL_OK && memcmp(made, keys, sizeof keys) != 0) status = UPSEAL_EBACKEND;
     return status;
 }
 
