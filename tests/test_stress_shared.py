@@ -57,3 +57,15 @@ def test_a_child_forked_while_a_backend_is_tested_does_not_wait_for_ever():
         if not pid:
             os._exit(0 if module.works(0) in (True, False) else 1)
     assert wait_for_children([pid], 10) == [0]
+
+
+def test_a_key_that_ends_after_the_work_spaces_leaves_them_alone():
+    """Garbage, and all there is when the interpreter ends, ends in any order."""
+    keys = pytest.importorskip("upseal.engine.keys", reason="the C core is not built")
+    from upseal.engine.memory import Workspace
+
+    gone, there = Workspace(0), Workspace(0)
+    gone.alive.clear()
+    idle = [gone, there]
+    keys._scrubber(idle)()
+    assert idle == [there]

@@ -15,9 +15,10 @@ _asking = threading.Lock()
 def built_in() -> list[tuple[int, str, str]]:
     """(index, name, version of the library under it) of each backend, best first."""
     found: list[tuple[int, str, str]] = []
-    while (name := lib.upseal_backend_name(len(found))) != ffi.NULL:
-        version = ffi.string(lib.upseal_backend_version(len(found))).decode()
-        found.append((len(found), ffi.string(name).decode(), version))
+    with _asking:  # to be asked for its version makes ippcp ready
+        while (name := lib.upseal_backend_name(len(found))) != ffi.NULL:
+            version = ffi.string(lib.upseal_backend_version(len(found))).decode()
+            found.append((len(found), ffi.string(name).decode(), version))
     return found
 
 

@@ -103,8 +103,9 @@ def _scrubber(idle: list[Workspace]) -> Callable[[], None]:
                 space = idle.pop()
             except IndexError:
                 break
-            work_scrub(space.work)
-            idle.insert(0, space)
+            if space.alive:
+                work_scrub(space.work)
+                idle.insert(0, space)
 
     return scrub
 

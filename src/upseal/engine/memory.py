@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 from upseal.engine._native import ffi, lib
 from upseal.engine.types import EngineError
@@ -23,13 +24,21 @@ _LARGE = 32 * 1024 * 1024
 class Workspace:
     """What one call works with. The buffers are kept: new ones would cost page faults each time."""
 
-    __slots__ = ("joined", "out", "work")
+    __slots__ = ("alive", "joined", "out", "work")
 
     def __init__(self, backend: int) -> None:
         work = lib.upseal_work_new(backend)
         if work == ffi.NULL:
             raise EngineError("no memory for a work space of the C core")
-        self.work = ffi.gc(work, lib.upseal_work_free)
+        self.alive = alive = [True]
+        """Empty when the C core has it back. What ends together, as garbage or with the
+        interpreter, ends in any order: a key may look for it after that."""
+
+        def end(work: Any, free: Any = lib.upseal_work_free) -> None:
+            alive.clear()
+            free(work)
+
+        self.work = ffi.gc(work, end)
         self.joined = BytesIO()
         self.out = b""
 
