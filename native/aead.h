@@ -29,6 +29,7 @@ typedef struct {
     const char *name;
     int (*usable)(void); /* also makes the library ready: once, in upseal_backend_test */
     const char *(*version)(void);
+    int (*approved_only)(void); /* 1: ChaCha20-Poly1305 is refused. NULL: never */
     const upseal_aead *aes;
     const upseal_aead *chacha;
 } upseal_backend;
@@ -39,6 +40,9 @@ extern const upseal_aead upseal_chacha_openssl;
 #ifdef UPSEAL_WITH_IPPCP
 extern const upseal_backend upseal_backend_ippcp;
 #endif
+
+/* What libcrypto is asked for: "fips=yes", or NULL for what its configuration says. */
+const char *upseal_properties(void);
 
 const upseal_backend *upseal_backend_at(size_t index); /* NULL past the last */
 

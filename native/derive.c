@@ -16,11 +16,14 @@ static int expand(EVP_MAC_CTX *mac, const uint8_t secret[32], const uint8_t *inf
                   size_t info_len, uint8_t *out, size_t out_len)
 {
     char name[] = "SHA512";
-    OSSL_PARAM digest[2] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),
-                            OSSL_PARAM_construct_end()};
+    OSSL_PARAM digest[3] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),
+                            OSSL_PARAM_construct_end(), OSSL_PARAM_construct_end()};
     uint8_t block[HASH] = {0}, number = 0;
     size_t n = 0;
     int good = 1;
+    char approved[] = "fips=yes";
+    if (upseal_properties())
+        digest[1] = OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_PROPERTIES, approved, 0);
     for (size_t at = 0; at < out_len && good; at += HASH) {
         number++;
         good = EVP_MAC_init(mac, secret, UPSEAL_KEY_LEN, digest) &&
@@ -38,7 +41,7 @@ upseal_status upseal_expand(const uint8_t secret[32], const uint8_t *info, size_
 {
     upseal_status status = UPSEAL_EARGUMENT;
     if (out_len <= 255 * HASH) {
-        EVP_MAC *hmac = EVP_MAC_fetch(NULL, "HMAC", NULL);
+        EVP_MAC *hmac = EVP_MAC_fetch(NULL, "HMAC", upseal_properties());
         EVP_MAC_CTX *mac = hmac ? EVP_MAC_CTX_new(hmac) : NULL;
         status = mac && expand(mac, secret, info, info_len, out, out_len) ? UPSEAL_OK
                                                                           : UPSEAL_EBACKEND;

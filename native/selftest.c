@@ -81,12 +81,13 @@ upseal_status upseal_backend_test(size_t index)
                                         0x1d, 0x38, 0x90, 0xfa, 0xa5, 0xda, 0xbe, 0x21};
     static const char xaes_nonce[] = "ABCDEFGHIJKLMNOPQRSTUVWX";
     const uint8_t *nonce = (const uint8_t *)xaes_nonce;
+    const upseal_backend *backend = upseal_backend_at(index);
     uint8_t key[32];
     upseal_status status;
     upseal_work *work;
 
-    if (!upseal_backend_at(index)) return UPSEAL_EARGUMENT;
-    if (!upseal_backend_at(index)->usable()) return UPSEAL_EBACKEND;
+    if (!backend) return UPSEAL_EARGUMENT;
+    if (!backend->usable()) return UPSEAL_EBACKEND;
     work = upseal_work_new(index);
     if (!work) return UPSEAL_EBACKEND;
     memset(key, 1, sizeof key);
@@ -95,7 +96,7 @@ upseal_status upseal_backend_test(size_t index)
     if (status == UPSEAL_OK)
         status = known_record(work, 1, key, nonce, "c2sp.org/XAES-256-GCM", "XAES-256-GCM", xaes2,
                               sizeof xaes2);
-    if (status == UPSEAL_OK)
+    if (status == UPSEAL_OK && !(backend->approved_only && backend->approved_only()))
         status = known_record(work, 2, key, nonce, "c2sp.org/XAES-256-GCM", "XAES-256-GCM",
                               xchacha, sizeof xchacha);
     if (status == UPSEAL_OK) status = known_expansion();

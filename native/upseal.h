@@ -64,7 +64,7 @@ typedef enum {
 const char *upseal_backend_name(size_t index);
 
 /* UPSEAL_OK if the backend can run here and gives the published answers for both
- * ciphers and for HKDF; UPSEAL_EARGUMENT if there is none of that index.  Call it once in a process,
+ * ciphers (in FIPS mode: for AES alone) and for HKDF; UPSEAL_EARGUMENT if there is none of that index.  Call it once in a process,
  * from one thread, before anything else of that backend: it also makes it ready. */
 UPSEAL_MUST_CHECK upseal_status upseal_backend_test(size_t index);
 
@@ -73,6 +73,20 @@ const char *upseal_backend_version(size_t index);
 
 /* 1 if the CPU has instructions for AES and carry-less multiplication. */
 int upseal_cpu_has_aes(void);
+
+/* ---- FIPS mode -------------------------------------------------------------- */
+
+/* From now on the openssl backend and the derivation ask libcrypto for what a FIPS provider gives
+ * ("fips=yes") and for nothing else, and ChaCha20-Poly1305 is refused there with UPSEAL_EBACKEND.
+ * For the whole process and for good: call it from one thread, before any upseal_backend_test. The
+ * ippcp backend is no FIPS provider, and is the caller's to avoid. */
+void upseal_fips_only(void);
+
+/* Writes who does the bulk work in FIPS mode, for people to read: name, version and the provider's
+ * name in OpenSSL's configuration. With `self_test` it is made to run its self-tests once more.
+ * UPSEAL_EBACKEND, and zeros, if no provider says "fips=yes" of all that is needed (AES-256-GCM,
+ * CMAC, AES-256-CBC under it, HMAC and SHA-512), if several do so in parts, or if it is in its error state. */
+UPSEAL_MUST_CHECK upseal_status upseal_fips_provider(int self_test, char *out, size_t out_len);
 
 /* ---- work spaces and keys -------------------------------------------------- */
 

@@ -81,7 +81,7 @@ static const upseal_aead plain16 = {
     16, state_new, state_free, xaes_like, set_key, seal, open_,
 };
 
-const upseal_backend upseal_backend_openssl = {"plain", usable, version, &plain12, &plain16};
+const upseal_backend upseal_backend_openssl = {"plain", usable, version, NULL, &plain12, &plain16};
 
 upseal_status upseal_expand(const uint8_t secret[32], const uint8_t *info, size_t info_len,
                             uint8_t *out, size_t out_len)

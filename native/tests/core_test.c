@@ -114,6 +114,19 @@ static void find_engines(void)
     CHECK(engine_count > 0);
 }
 
+/* For good, and so the last of all: libcrypto works in a FIPS provider from here on, or not at all. */
+static void test_fips(void)
+{
+    uint8_t *out = dirty(200);
+    const upseal_status found = upseal_fips_provider(0, (char *)out, 200);
+    CHECK(found == UPSEAL_OK || found == UPSEAL_EBACKEND);
+    CHECK(found == UPSEAL_OK ? out[0] != 0 : all_zero(out, 200));
+    free(out);
+    upseal_fips_only();
+    for (size_t i = 0; upseal_backend_name(i); i++)
+        if (strcmp(upseal_backend_name(i), "openssl") == 0) CHECK(upseal_backend_test(i) == found);
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -121,6 +134,7 @@ static const struct {
     {"odds-and-ends", test_odds_and_ends}, {"vectors", test_vectors}, {"envelopes", test_envelopes},
     {"batches", test_batches},             {"padding", test_padding}, {"chunks", test_chunks},
     {"arguments", test_arguments},         {"threads", test_threads}, {"arena", test_arena}, {"survivors", test_survivors},
+    {"fips", test_fips},
 };
 
 /* Runs the tests named, or all of them. */

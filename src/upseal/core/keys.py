@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hpke import (
     MLKEM768X25519PublicKey,
 )
 
-from upseal.core import suites
+from upseal.core import fips, suites
 from upseal.core.copies import refuse
 from upseal.core.suites import Suite
 from upseal.engine.buffers import Buffer, as_bytes
@@ -66,9 +66,11 @@ class PublicKey:
         """Takes ``cryptography`` public keys: one, or ML-KEM-768's and X25519's.
 
         Raises:
-            ValueError: no suite is made of these.
+            ValueError: no suite is made of these, or FIPS mode is on and the suite not for it.
+            EngineError: FIPS mode is on, and ``cryptography`` works in no FIPS provider.
         """
         self.suite = _suite_of(parts, private=False)
+        fips.check_suite(self.suite.label)
         self._parts = parts
         spki = b"".join(_spki(part, serialization.Encoding.DER) for part in parts)
         self.key_id = hashlib.sha256(spki).digest()[:8]
@@ -160,8 +162,11 @@ class PrivateKey:
         """Makes a key of one of `KINDS`.
 
         Raises:
-            ValueError: there is no such kind.
+            ValueError: there is no such kind, or FIPS mode is on and the kind not for it.
+            EngineError: FIPS mode is on, and ``cryptography`` works in no FIPS provider.
         """
+        if kind in KINDS:  # before OpenSSL refuses in its own words
+            fips.check_suite("rsa" if kind.startswith("rsa") else kind)
         if kind == "x25519":
             return cls(x25519.X25519PrivateKey.generate())
         if kind == "p256":

@@ -20,7 +20,7 @@ from upseal.core.header import Entry, Header
 from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits
 from upseal.core.suites import SECRET_LEN
-from upseal.engine import resolve
+from upseal.engine import fips, resolve
 from upseal.engine.buffers import Buffer
 from upseal.engine.types import Engine
 from upseal.errors import OpenError
@@ -151,8 +151,13 @@ def open_session(engine: Engine, header: Header, secret: Buffer | None) -> Sessi
             in both cases, and the commitment is all that can be seen to fail.
 
     Raises:
-        OpenError: the header, or the secret, is not what the sealer's was.
+        OpenError: the header, or the secret, is not what the sealer's was; or the cipher is not for
+            FIPS mode, which is on.
     """
+    if header.cipher is not Cipher.AES_256_GCM and fips.mode() is not None:
+        from upseal.core.fips import NotApproved
+
+        raise NotApproved
     if secret is None or len(secret) != SECRET_LEN:
         secret = os.urandom(SECRET_LEN)
     derived = derive(secret, header.bound, engine)

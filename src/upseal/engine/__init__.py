@@ -2,7 +2,8 @@
 """Which engine runs, and why.
 
 ``UPSEAL_ENGINE=native|portable`` chooses; otherwise it is the native one wherever it was built and
-works. ``UPSEAL_BACKEND`` names the native engine's backend (``ippcp``, ``openssl``).
+works. ``UPSEAL_BACKEND`` names the native engine's backend (``ippcp``, ``openssl``). In FIPS mode
+(`upseal.engine.fips`) there is one only if it works in a FIPS provider.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from functools import cache
 from typing import NamedTuple
 
+from upseal.engine import fips
 from upseal.engine.machine import kernel_says_aes
 from upseal.engine.sizes import AES_256_GCM, CHACHA20_POLY1305
 from upseal.engine.types import Engine, EngineError
@@ -28,9 +30,10 @@ def choose(name: str | None = None) -> Choice:
     """The engine of that name, or the one the environment or the machine decides for.
 
     Raises:
-        EngineError: the one asked for cannot run here.
+        EngineError: the one asked for cannot run here, or FIPS mode is on and cannot be kept.
         ValueError: there is none of that name.
     """
+    fips.mode()  # a wrong word for it is no reason to take another engine
     wanted = name or os.environ.get("UPSEAL_ENGINE") or None
     source = "asked for" if name else "UPSEAL_ENGINE says so"
     if wanted == "portable":
@@ -62,7 +65,9 @@ def _portable(reason: str) -> Choice:
 
 @cache
 def default_cipher() -> int:
-    """AES-256-GCM where the CPU has instructions for it, else ChaCha20-Poly1305."""
+    """AES-256-GCM in FIPS mode and where the CPU has it, else ChaCha20-Poly1305."""
+    if fips.mode() is not None:
+        return AES_256_GCM
     try:
         from upseal.engine.native import cpu_has_aes
 

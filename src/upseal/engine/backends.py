@@ -7,9 +7,14 @@ import os
 import threading
 from functools import cache
 
+from upseal.engine import fips
 from upseal.engine._native import ffi, lib
 
 _asking = threading.Lock()
+_NAME_MAX = 256
+
+if fips.mode() is not None:
+    lib.upseal_fips_only()
 
 
 def built_in() -> list[tuple[int, str, str]]:
@@ -31,6 +36,18 @@ def works(index: int) -> bool:
 @cache
 def _answers(index: int) -> bool:
     return bool(lib.upseal_backend_test(index) == lib.UPSEAL_OK)
+
+
+def fips_provider(*, self_test: bool = False) -> str | None:
+    """Who gives libcrypto's algorithms under ``fips=yes``, for people; None if nobody gives all.
+
+    ``self_test`` has the provider run its own tests once more, which takes a tenth of a second.
+    """
+    out = ffi.new("char[]", _NAME_MAX)
+    with _asking:
+        if lib.upseal_fips_provider(self_test, out, _NAME_MAX):
+            return None
+    return str(ffi.string(out).decode("utf-8", "replace"))
 
 
 def _after_fork() -> None:

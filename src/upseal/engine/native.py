@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+from upseal.engine import fips
 from upseal.engine._native import ffi, lib
 from upseal.engine.backends import built_in as _built_in
+from upseal.engine.backends import fips_provider as _fips_provider
 from upseal.engine.backends import works as _works
 from upseal.engine.buffers import grown, placed
 from upseal.engine.keys import Keys
@@ -45,11 +47,18 @@ class NativeEngine(Keys):
         """Takes the first backend that works here, or the one named.
 
         Raises:
-            EngineError: it is not built in, cannot run here, or failed its known-answer test.
+            EngineError: it is not built in, cannot run here, or failed its known-answer test; or
+                FIPS mode is on, and OpenSSL has no FIPS provider.
         """
+        provider = None
+        if fips.mode() is not None and (provider := _fips_provider()) is None:
+            raise fips.refusal("the OpenSSL under the C core has none with all that is needed")
         for index, name, version in _built_in():
+            if provider is not None and name != "openssl":
+                continue
             if backend in (None, name) and _works(index):
-                self.backend, self._index, self._version = name, index, version
+                self.backend, self._index = name, index
+                self._version = version if provider is None else f"{version}; {provider}"
                 # Work spaces not in use: taking one and giving it back are single list operations.
                 self._idle: list[Workspace] = []
                 super().__init__(self._idle)

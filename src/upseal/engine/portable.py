@@ -14,12 +14,13 @@ from typing import Protocol
 
 import cryptography
 import nacl
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InternalError, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from upseal.engine import fips
 from upseal.engine.buffers import Buffer, as_bytes, placed
 from upseal.engine.padding import pad, padded_len, unpad
 from upseal.engine.records import Listed, Packed, Reports, check_offsets, pack, sealed_ends, split
@@ -27,6 +28,8 @@ from upseal.engine.sizes import AES_256_GCM, CHUNK, CHUNKS_MAX, NONCE, RECORD_MA
 from upseal.engine.types import KeyMemory, SealOne
 
 _SHA512 = SHA512()
+_KNOWN_NONCE, _KNOWN_AAD = b"ABCDEFGHIJKLMNOPQRSTUVWX", b"c2sp.org/XAES-256-GCM"
+_KNOWN = bytes.fromhex("986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d")
 
 
 class _RecordKey(Protocol):
@@ -124,6 +127,21 @@ class PortableEngine:
 
     name = "portable"
 
+    def __init__(self) -> None:
+        """Raises `EngineError` where FIPS mode is on and ``cryptography`` has no FIPS provider."""
+        if fips.mode() is not None:
+            self._check_provider()
+
+    @staticmethod
+    def _check_provider() -> None:
+        name = fips.cryptographys_openssl()
+        try:  # c2sp.org/XAES-256-GCM, the second test vector
+            made = XAES256GCM(b"\3" * 32).seal(_KNOWN_NONCE, _KNOWN_AAD, b"XAES-256-GCM")
+        except (InternalError, UnsupportedAlgorithm) as error:
+            raise fips.refusal(f"{name} cannot do AES-256-GCM") from error
+        if made != _KNOWN:
+            raise fips.refusal(f"{name} fails its known-answer test")
+
     def describe(self) -> dict[str, str]:
         """See Engine."""
         version = f"cryptography {cryptography.__version__}, PyNaCl {nacl.__version__}"
@@ -134,7 +152,11 @@ class PortableEngine:
     def record_key(self, cipher: int, material: Buffer) -> _RecordKey:
         """See Engine."""
         key = as_bytes(material, "a key")
-        return XAES256GCM(key) if cipher == AES_256_GCM else XChaCha20Poly1305(key)
+        if cipher == AES_256_GCM:
+            return XAES256GCM(key)
+        if fips.mode() is not None:
+            raise fips.refusal("XChaCha20-Poly1305 is not for it")
+        return XChaCha20Poly1305(key)
 
     def chunk_key(self, cipher: int, material: Buffer) -> _ChunkKey:
         """See Engine."""

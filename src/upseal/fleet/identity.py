@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
+from upseal.core import fips
 from upseal.fleet.encoding import b64url, from_b64url
 from upseal.fleet.files import make_private_directory, read_private, write_new_private
 
@@ -162,7 +163,9 @@ class SigningKey:
 
         Raises:
             ValueError: it is of another kind.
+            EngineError: FIPS mode is on, and ``cryptography`` works in no FIPS provider.
         """
+        fips.check()
         _algorithm(private, ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey)
         self.private = private
         self.public = VerifyKey(private.public_key())
