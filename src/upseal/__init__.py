@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from upseal.core.reader import OpeningReader
     from upseal.core.sealer import Sealer
     from upseal.core.writer import SealingWriter
-    from upseal.errors import OpenError, Truncated, UnknownRecipient, UnsupportedFormat
+    from upseal.errors import (
+        KeyUnavailable,
+        OpenError,
+        Truncated,
+        UnknownRecipient,
+        UnsupportedFormat,
+    )
 
 __version__ = "0.1.0"
 
@@ -28,6 +34,7 @@ _ROOMS = {
     "Cipher": "upseal.core.options",
     "Explanation": "upseal.core.explain",
     "KeyOpener": "upseal.core.opener",
+    "KeyUnavailable": "upseal.errors",
     "Limits": "upseal.core.options",
     "OpenError": "upseal.errors",
     "Opener": "upseal.core.opener",
@@ -53,6 +60,7 @@ __all__ = [
     "Cipher",
     "Explanation",
     "KeyOpener",
+    "KeyUnavailable",
     "Limits",
     "OpenError",
     "Opener",

@@ -23,6 +23,14 @@ class OpenError(Exception):
         self.offset = offset
 
 
+class KeyUnavailable(Exception):  # noqa: N818 - a state of affairs
+    """A private key that is kept elsewhere (a token, a process) cannot be used at the moment.
+
+    It says nothing of the data, which is worth keeping: try again later. Never an `OpenError`, and
+    raised only for what does not depend on the data; see `upseal.KeyOpener`.
+    """
+
+
 class UnsupportedFormat(OpenError):  # noqa: N818 - a public name
     """Not upseal data, or of a version, cipher, suite or kind that this release does not know."""
 

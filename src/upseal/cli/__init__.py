@@ -62,7 +62,7 @@ def _explained(error: BaseException) -> int:
         complain(str(error))
         return error.code
     from upseal.engine.types import EngineError
-    from upseal.errors import OpenError, UnknownRecipient
+    from upseal.errors import KeyUnavailable, OpenError, UnknownRecipient
 
     if isinstance(error, UnknownRecipient):
         complain(f"{error}; give a key it was sealed to with -i")
@@ -70,6 +70,9 @@ def _explained(error: BaseException) -> int:
     if isinstance(error, OpenError):
         complain(f"{error}; look at it with `upseal explain`")
         return BAD
+    if isinstance(error, KeyUnavailable):
+        complain(str(error))
+        return IO
     if isinstance(error, OSError):
         complain(why(error))
         quiet_stdout()

@@ -10,7 +10,7 @@ from typing import Any
 
 from upseal.cli.admin_common import add_act, duration, opened, tell
 from upseal.cli.common import USAGE, Failure, shown
-from upseal.cli.keyfiles import recipient
+from upseal.cli.keyfiles import kept_key, recipient
 from upseal.cli.keygen import KINDS
 
 
@@ -19,6 +19,10 @@ def add(acts: Any) -> None:
     clock = "sign although the clock stands before the newest manifest"
     make = add_act(acts, "generate-key", "make the next encryption key", _generate, force=clock)
     make.add_argument("-t", "--type", choices=KINDS, help="kind of key (default: as at init)")
+    make.add_argument(
+        "--key", metavar="REFERENCE",
+        help="make none: take the key that is kept there, unix:PATH[#ID] or pkcs11:...",
+    )  # fmt: skip
     make.add_argument(
         "--escrow",
         metavar="FILE",
@@ -65,7 +69,9 @@ def _add_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    if args.cancel and (args.type or args.escrow or args.no_escrow or args.replace):
+    if args.key and args.type:
+        raise Failure(USAGE, "--key is of the type it is; leave --type away")
+    if args.cancel and (args.type or args.key or args.escrow or args.no_escrow or args.replace):
         raise Failure(USAGE, "--cancel makes no key; leave the other options away")
     if args.escrow and args.no_escrow:
         raise Failure(USAGE, "--escrow and --no-escrow exclude each other; give one")
@@ -74,12 +80,20 @@ def _generate(args: argparse.Namespace) -> int:
         escrow = []
     elif args.escrow:
         escrow = [(Path(name).stem, recipient(name)) for name in args.escrow]
+    kept = None
+    if args.key:
+        key = kept_key(args.key)
+        reference = args.key
+        if reference.startswith("unix:"):  # it may have others besides, now or later
+            reference = f"{reference.partition('#')[0]}#{key.key_id.hex()}"
+        kept = (reference, key.public_key)
     with opened(args) as deployment:
         if args.cancel:
             return tell(args, deployment.cancel_key(dry_run=args.dry_run, force=args.force))
         outcome = deployment.generate_key(
-            args.type, escrow=escrow, replace=args.replace, dry_run=args.dry_run, force=args.force
-        )
+            args.type, escrow=escrow, replace=args.replace, dry_run=args.dry_run,
+            force=args.force, kept=kept,
+        )  # fmt: skip
     return tell(args, outcome)
 
 

@@ -13,6 +13,7 @@ from upseal.cli.common import BAD, USAGE, Failure, doing, read_all, reading, sho
 
 if TYPE_CHECKING:
     from upseal.core.keys import PrivateKey, PublicKey
+    from upseal.integrations.keys import HeldKey
 
 _KEY_FILE_MAX = 1 << 20
 _ENVIRONMENT = "UPSEAL_PASSPHRASE"
@@ -96,6 +97,47 @@ def identity(name: str, passphrase_file: str | None = None) -> PrivateKey:
         return PrivateKey.from_pem(data, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _unusable(name, passphrase, error) from error
+
+
+def openers(names: list[str], passphrase_file: str | None = None) -> list[PrivateKey | HeldKey]:
+    """The private keys of ``-i``: files, and references (`upseal.integrations.keys`)."""
+    found: list[PrivateKey | HeldKey] = []
+    for name in names:
+        if _elsewhere(name):
+            found += _kept(name, passphrase_file)
+        else:
+            found.append(identity(name, passphrase_file))
+    return found
+
+
+def kept_key(name: str) -> PrivateKey | HeldKey:
+    """The one key that a reference names."""
+    if not _elsewhere(name):
+        raise Failure(USAGE, f"{shown(name)} is no reference to a key: unix:... or pkcs11:...")
+    found = _kept(name, None)
+    if len(found) > 1:
+        ids = ", ".join(key.key_id.hex() for key in found)
+        raise Failure(USAGE, f"{shown(name)} names several keys; add # and one of {ids}")
+    return found[0]
+
+
+def _elsewhere(name: str) -> bool:
+    """As `upseal.integrations.keys.is_reference`, which would import all of the cryptography."""
+    return name.startswith(("unix:", "pkcs11:"))
+
+
+def _kept(name: str, passphrase_file: str | None) -> list[PrivateKey | HeldKey]:
+    from upseal.integrations.keys import PIN, open_keys
+
+    pin: bytes | None = os.environb.get(PIN.encode()) or None
+    if passphrase_file is not None:
+        pin = passphrase_of(name, passphrase_file)
+    try:
+        return open_keys(name, passphrase=pin)
+    except ValueError as error:
+        raise Failure(USAGE, f"cannot use the key {shown(name)}: {error}") from error
+    except ImportError as error:
+        raise Failure(USAGE, str(error)) from error
 
 
 def signing_key(name: str, passphrase_file: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from upseal.cli.common import IO, OK, USAGE, Failure, say, say_json, shown, warn, write_new
-from upseal.cli.keyfiles import check_one_stdin, identity, passphrase_of
+from upseal.cli.keyfiles import check_one_stdin, openers, passphrase_of
 
 # As `upseal.core.keys.KINDS`, which would import all of the cryptography.
 KINDS = ("x25519", "p256", "mlkem768-x25519", "rsa2048", "rsa3072", "rsa4096")
@@ -118,7 +118,10 @@ def _show_public(args: argparse.Namespace) -> int:
     if args.type or args.public or args.passphrase:
         raise Failure(USAGE, "--from makes no key; leave -t, --public and --passphrase away")
     check_one_stdin([args.source, args.passphrase_file or ""])
-    key = identity(args.source, args.passphrase_file).public_key
+    found = openers([args.source], args.passphrase_file)
+    if len(found) > 1:
+        raise Failure(USAGE, f"{shown(args.source)} names several keys; add # and a key id")
+    key = found[0].public_key
     pem = key.to_pem().decode()
     public = None if args.output in (None, "-") else args.output
     if public is not None:

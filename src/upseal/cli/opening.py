@@ -31,7 +31,7 @@ from upseal.cli.common import (
     warn,
     writing,
 )
-from upseal.cli.keyfiles import add_passphrase_file, check_one_stdin, identity
+from upseal.cli.keyfiles import add_passphrase_file, check_one_stdin, openers
 from upseal.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-i",
         "--identity",
-        metavar="FILE",
+        metavar="KEY",
         action="append",
         required=True,
-        help="a private key (PEM); may be given several times",
+        help="a private key (PEM), or where one is kept: unix:PATH[#ID] or pkcs11:...; "
+        "may be repeated",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="written when all has verified; default: stdout"
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     target = target_of(args.output, source_name, sealed=False)
     with doing(f"read {shown(source_name)}"), reading(source_name, sealed=True) as source:
-        opener = Opener([identity(name, args.passphrase_file) for name in args.identity])
+        opener = Opener(openers(args.identity, args.passphrase_file))
         try:
             into = f" into {shown(target)}" if isinstance(target, str) else ""
             with doing(f"open {shown(source_name)}{into}"):

@@ -15,6 +15,12 @@ from upseal.errors import OpenError
 class KeyOpener(Protocol):
     """What an `Opener` needs of a key: a `PrivateKey`, an HSM, or a process that keeps the key.
 
+    What `unwrap` raises says that the secret was not wrapped for this key, with one exception:
+    `KeyUnavailable` says that the key cannot be used now, whatever the data are, and goes through
+    to the caller. Raise it for what cannot depend on the bytes to be unwrapped alone: whoever may
+    send data would else learn from it how unwrapping fails, and could keep his data from ever being
+    settled. A token's error is of that kind only if it also fails on bytes of your own.
+
     It may have ``unwraps_afresh``: True says that what `unwrap` gives are ``bytes`` that nobody
     else has or will ever get, so that the opener can wipe them.
     """
@@ -28,7 +34,7 @@ class KeyOpener(Protocol):
         """8 bytes."""
 
     def unwrap(self, wrapped: bytes) -> bytes:
-        """The 32-byte session secret, or any exception."""
+        """The 32-byte session secret, or any exception: see above."""
 
 
 KeySet: TypeAlias = dict[tuple[int, bytes], KeyOpener]

@@ -22,7 +22,7 @@ from upseal.engine import resolve
 from upseal.engine.buffers import Buffer, as_bytes, view
 from upseal.engine.records import Listed, Packed, check_offsets, pack, packed, split
 from upseal.engine.types import Engine
-from upseal.errors import OpenError, UnknownRecipient
+from upseal.errors import KeyUnavailable, OpenError, UnknownRecipient
 
 if TYPE_CHECKING:
     from upseal.core.reader import OpeningReader
@@ -240,11 +240,12 @@ class Opener:
                 pass
             else:
                 aad = route.kind + as_bytes(context, "context")
-                for reports, status in self._engine.open_envelopes(
+                # To its end, where the engine takes its work space back.
+                [(reports, status)] = self._engine.open_envelopes(
                     route.key, route.prefix, aad, envelopes, route.padded
-                ):
-                    if status.count(0) == len(status):
-                        return reports.values[: reports.offsets[-1]], reports.offsets, {}
+                )
+                if status.count(0) == len(status):
+                    return reports.values[: reports.offsets[-1]], reports.offsets, {}
         # Something is forged, or of another session: one by one, then.
         check_offsets(envelopes)
         opened = self.open_many(split(envelopes), context)
@@ -362,7 +363,7 @@ class Opener:
             # likes, and Python has one object for all bytes of length 1.
             if len(secret) == SECRET_LEN and getattr(key, "unwraps_afresh", False):
                 self._engine.wipe(unwrapped)
-        except (MemoryError, RecursionError):  # of this process: that says nothing about the data
+        except (MemoryError, RecursionError, KeyUnavailable):  # these say nothing about the data
             raise
         except Exception:  # whatever an HSM may raise: only the commitment is seen to fail
             pass

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM
 from upseal.engine.types import EngineError
 
 SECRET_LEN = 32
-_INFO = b"upseal/v1 session"
+INFO = b"upseal/v1 session"
+"""HPKE's; its AAD is empty."""
 
 
 _FACTS = {
@@ -89,7 +90,7 @@ def wrap(suite: Suite, public_key: Any, secret: bytes) -> bytes:
     try:
         if suite is Suite.RSA_OAEP:
             return bytes(public_key.encrypt(secret, _oaep()))
-        return _hpke(suite).encrypt(secret, public_key, info=_INFO)
+        return _hpke(suite).encrypt(secret, public_key, info=INFO)
     except InternalError as error:
         raise EngineError("a session secret cannot be wrapped: OpenSSL refuses") from error
 
@@ -104,6 +105,6 @@ def unwrap(suite: Suite, private_key: Any, wrapped: bytes) -> bytes:
         assert isinstance(private_key, rsa.RSAPrivateKey)
         return private_key.decrypt(wrapped, _oaep())
     try:
-        return _hpke(suite).decrypt(wrapped, private_key, info=_INFO)
+        return _hpke(suite).decrypt(wrapped, private_key, info=INFO)
     except InvalidTag:
         raise ValueError("not wrapped for this key") from None

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
@@ -61,32 +62,59 @@ def make_challenge(public_key: PublicKey) -> tuple[bytes, bytes]:
     return sealed, _answer(nonce)
 
 
-def answer_challenge(private_key: PrivateKey, sealed: bytes) -> bytes:
+class Prover(Protocol):
+    """A private key that is kept elsewhere (`upseal.integrations.keys.HeldKey`)."""
+
+    def answer_challenge(self, sealed: bytes) -> bytes:
+        """As the function of that name."""
+
+
+def answer_challenge(private_key: PrivateKey | Prover, sealed: bytes) -> bytes:
     """The answer, of 32 bytes.
+
+    Raises:
+        BadChallenge: it was not made for this key, or is damaged.
+        KeyUnavailable: the key is kept elsewhere, and cannot be used at the moment.
+    """
+    if not isinstance(private_key, PrivateKey):
+        return private_key.answer_challenge(sealed)
+    return answer_with(private_key.public_key, partial(_decrypt, private_key), sealed)
+
+
+def answer_with(public_key: PublicKey, decrypt: Callable[[bytes], bytes], sealed: bytes) -> bytes:
+    """The answer, by whoever can decrypt for that key.
+
+    Args:
+        public_key: the challenge's.
+        decrypt: by HPKE with our `INFO`, or by OAEP; ValueError if it does not open.
+        sealed: the challenge.
 
     Raises:
         BadChallenge: it was not made for this key, or is damaged.
     """
     sealed = bytes(sealed)
-    if len(sealed) != challenge_len(private_key.public_key):
+    if len(sealed) != challenge_len(public_key):
         raise BadChallenge
-    if private_key.suite is Suite.RSA_OAEP:
-        try:
-            opened = bytes(private_key.parts[0].decrypt(sealed, _oaep()))
-        except ValueError:
-            raise BadChallenge from None
-        if not opened.startswith(INFO):
+    try:
+        nonce = decrypt(sealed)
+    except ValueError:  # also of a point that is not on the curve
+        raise BadChallenge from None
+    if public_key.suite is Suite.RSA_OAEP:
+        if not nonce.startswith(INFO):
             raise BadChallenge
-        nonce = opened[len(INFO) :]
-    else:
-        try:
-            holder = _holder(private_key)
-            nonce = _hpke(private_key.suite).decrypt(sealed, holder, info=INFO)
-        except (InvalidTag, ValueError):  # ValueError: a point that is not on the curve
-            raise BadChallenge from None
+        nonce = nonce[len(INFO) :]
     if len(nonce) != NONCE:
         raise BadChallenge
     return _answer(nonce)
+
+
+def _decrypt(private_key: PrivateKey, sealed: bytes) -> bytes:
+    if private_key.suite is Suite.RSA_OAEP:
+        return bytes(private_key.parts[0].decrypt(sealed, _oaep()))
+    try:
+        return _hpke(private_key.suite).decrypt(sealed, _holder(private_key), info=INFO)
+    except InvalidTag:
+        raise ValueError("not a challenge for this key") from None
 
 
 def challenge_len(public_key: PublicKey) -> int:

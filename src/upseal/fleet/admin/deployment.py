@@ -140,6 +140,7 @@ class Deployment(Opened):
         replace: bool = False,
         dry_run: bool = False,
         force: bool = False,
+        kept: lifecycle.KeptKey | None = None,
     ) -> Outcome:
         """Makes the next key of the server: pending, or pending rotation.
 
@@ -149,10 +150,11 @@ class Deployment(Opened):
             replace: drop the key that is pending already.
             dry_run: only say what would be done.
             force: sign although the clock stands before the newest manifest.
+            kept: make none: where one is kept, and its public key.
         """
         return lifecycle.generate_key(
             self, key_type=key_type, escrow=escrow, replace_pending=replace, dry_run=dry_run,
-            force=force,
+            force=force, kept=kept,
         )  # fmt: skip
 
     def cancel_key(self, *, dry_run: bool = False, force: bool = False) -> Outcome:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Escrow = tuple[str, PublicKey]
 """A name, and the key that may open everything as well."""
+KeptKey = tuple[str, PublicKey]
+"""Where a private key is kept (`upseal.integrations.keys`), and its public half."""
 _AFTER = {
     State.DISABLED: State.PENDING,
     State.PENDING: State.PENDING,
@@ -47,16 +49,17 @@ def generate_key(
     replace_pending: bool,
     dry_run: bool,
     force: bool,
+    kept: KeptKey | None = None,
 ) -> Outcome:
     """As `Deployment.generate_key`."""
     settings = deployment.settings
-    kind = key_type or settings.key_type
+    kind = kept[1].name if kept else key_type or settings.key_type
     if kind not in KINDS:
         raise ValueError(f"no key type {kind!r}: choose one of {', '.join(KINDS)}")
     if settings.fips and kind not in FIPS_KINDS:
         raise ValueError(f"{kind} is not for FIPS: choose {', '.join(FIPS_KINDS)}")
     _check_escrow(kind, escrow or ())
-    made: list[PrivateKey] = []
+    made: list[PublicKey] = []
 
     def plan(view: View) -> Plan:
         manifest = view.manifest
@@ -72,7 +75,7 @@ def generate_key(
         _check_escrow(kind, others)
 
         def build(tools: Tools) -> Manifest:
-            public = made[0].public_key
+            public = made[0]
             subject = common_name(settings.name, f"server {generation}")
             pending = [_certified(deployment, tools, public, subject, generation, view)]
             for name, key in others:
@@ -111,10 +114,14 @@ def generate_key(
         )  # fmt: skip
 
     def prepare(found: Plan) -> None:
-        key = PrivateKey.generate(kind)
-        made.append(key)
-        path = key_file(deployment.folder, int(found.details["generation"]), key.key_id)
-        write_new(path, key.to_pem(), owner=deployment.folder)
+        if kept:
+            public, data = kept[1], f"{kept[0]}\n".encode() + kept[1].to_pem()
+        else:
+            key = PrivateKey.generate(kind)
+            public, data = key.public_key, key.to_pem()
+        made.append(public)
+        path = key_file(deployment.folder, int(found.details["generation"]), public.key_id)
+        write_new(path.with_suffix(".ref") if kept else path, data, owner=deployment.folder)
 
     def abandon() -> None:
         if not made:
@@ -122,7 +129,7 @@ def generate_key(
         with deployment.view() as view:  # if this fails, the file stays: better than to lose a key
             named = [key.key_id for key in view.manifest.pending]
         if made[0].key_id not in named:
-            for path in (deployment.folder / "keys").glob(f"*-{made[0].key_id.hex()}.pem"):
+            for path in (deployment.folder / "keys").glob(f"*-{made[0].key_id.hex()}.*"):
                 remove(path)
 
     return perform(deployment, plan, dry_run=dry_run, force=force, prepare=prepare, abandon=abandon)
@@ -377,4 +384,6 @@ def _check_escrow(kind: str, escrow: Sequence[Escrow]) -> None:
 
 def _drop_files(deployment: Opened, dropped: Sequence[EncryptionKey]) -> None:
     for key in dropped:
-        remove(key_file(deployment.folder, key.generation, key.key_id))
+        path = key_file(deployment.folder, key.generation, key.key_id)
+        for found in (path, path.with_suffix(".ref")):
+            remove(found)

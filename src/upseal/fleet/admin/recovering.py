@@ -17,6 +17,7 @@ from upseal.fleet.admin.folder import key_files, read_file
 from upseal.fleet.admin.refusals import Refused, Unusable
 from upseal.fleet.manifest import MANIFEST_MAX, Manifest
 from upseal.fleet.server.store import audit, keys, manifests
+from upseal.integrations.keys import kept_elsewhere
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -92,7 +93,10 @@ def _restore_keys(deployment: Opened, db: Connection, manifest: Manifest, now: i
         ):
             continue
         try:
-            public = PrivateKey.from_pem(read_file(path)).public_key
+            data = read_file(path)
+            public = (
+                kept_elsewhere(data) if path.suffix == ".ref" else PrivateKey.from_pem(data)
+            ).public_key
         except (ValueError, TypeError):
             continue  # no key of ours, or one under a passphrase: the server says so as well
         keys.add(

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The private keys of a decrypting relay, by generation: made here, and never anywhere else."""
+"""The private keys of a decrypting relay, by generation: made here, and never anywhere else.
+
+Unless somebody has put a file ``<generation>-<key id>.ref`` there before (see
+`upseal.integrations.keys.kept_elsewhere`): then that generation's key is the one it refers to.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +24,12 @@ from upseal.fleet.files import (
 )
 from upseal.fleet.http.logs import event
 from upseal.fleet.server.throttle import Throttle
+from upseal.integrations.keys import LazyKey, kept_elsewhere
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"(\d{1,18})-([0-9a-f]{16})\.pem")
+_NAME = re.compile(r"(\d{1,18})-([0-9a-f]{16})\.(pem|ref)")
 _PEM_MAX = 1 << 16
+RelayKey = PrivateKey | LazyKey
 
 
 class _Counted:
@@ -31,13 +38,14 @@ class _Counted:
     unwraps_afresh = True
     """See `upseal.core.known.KeyOpener`."""
 
-    def __init__(self, key: PrivateKey, throttle: Throttle) -> None:
+    def __init__(self, key: RelayKey, throttle: Throttle) -> None:
         self.suite, self.key_id = key.suite, key.key_id
         self._key, self._throttle = key, throttle
 
     def unwrap(self, wrapped: bytes) -> bytes:
         """As `PrivateKey.unwrap`."""
-        with self._throttle.unwrapping():
+        elsewhere = isinstance(self._key, LazyKey)
+        with self._throttle.unwrapping(time.monotonic if elsewhere else time.thread_time):
             return self._key.unwrap(wrapped)
 
 
@@ -62,7 +70,7 @@ class RelayKeys:
         self._cache = cache
         self.throttle = throttle or Throttle()
         self._lock, self._making = threading.Lock(), threading.Lock()
-        self._keys: list[tuple[int, PrivateKey]] = []
+        self._keys: list[tuple[int, RelayKey]] = []
         self._opener: Opener | None = None
         make_private_directory(folder)
         for path in sorted(folder.iterdir()):
@@ -72,7 +80,7 @@ class RelayKeys:
             elif path.name.endswith(".part"):  # of a process that was killed while it wrote
                 path.unlink()
 
-    def all(self) -> list[tuple[int, PrivateKey]]:
+    def all(self) -> list[tuple[int, RelayKey]]:
         """Generations and their keys, the oldest first."""
         with self._lock:
             return sorted(self._keys, key=lambda pair: pair[0])
@@ -87,14 +95,14 @@ class RelayKeys:
         """How well the opener remembers sessions."""
         return Sessions(0, 0, 0) if self._opener is None else self._opener.sessions
 
-    def get(self, generation: int, kind: str | None = None) -> PrivateKey | None:
+    def get(self, generation: int, kind: str | None = None) -> RelayKey | None:
         """The key of that generation; the last made, and of that kind, if there are several."""
         found = [
             key for g, key in self.all() if g == generation and kind in (None, key.public_key.name)
         ]
         return found[-1] if found else None
 
-    def make(self, generation: int, kind: str) -> PrivateKey:
+    def make(self, generation: int, kind: str) -> RelayKey:
         """The key of that generation and kind (`PrivateKey.generate`): a new one if need be.
 
         It is on the disk before it is used. A generation has keys of two kinds where the
@@ -127,10 +135,11 @@ class RelayKeys:
             sync_directory(self._folder)
         return sorted(generation for generation, _ in gone)
 
-    def _path(self, generation: int, key: PrivateKey) -> Path:
-        return self._folder / f"{generation}-{key.key_id.hex()}.pem"
+    def _path(self, generation: int, key: RelayKey) -> Path:
+        form = "ref" if isinstance(key, LazyKey) else "pem"
+        return self._folder / f"{generation}-{key.key_id.hex()}.{form}"
 
-    def _add(self, generation: int, key: PrivateKey) -> None:
+    def _add(self, generation: int, key: RelayKey) -> None:
         with self._lock:
             counted = _Counted(key, self.throttle)
             if self._opener is None:
@@ -152,9 +161,10 @@ def listing(folder: Path) -> list[tuple[int, str, str]]:
     return sorted(found)
 
 
-def _read(path: Path, key_id: bytes) -> PrivateKey:
+def _read(path: Path, key_id: bytes) -> RelayKey:
     try:
-        key = PrivateKey.from_pem(read_private(path, _PEM_MAX))
+        data = read_private(path, _PEM_MAX)
+        key = kept_elsewhere(data) if path.suffix == ".ref" else PrivateKey.from_pem(data)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no private key: {error}") from error
     if key.key_id != key_id:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from upseal.core.keys import PrivateKey
+from upseal.errors import KeyUnavailable
 from upseal.fleet import jws
 from upseal.fleet.encoding import b64url, from_b64url, load_object
 from upseal.fleet.http.client import Response, Unreachable
@@ -20,7 +20,7 @@ from upseal.fleet.http.problems import Problem
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.manifest import EncryptionKey, Manifest
 from upseal.fleet.readiness import BadChallenge, answer_challenge
-from upseal.fleet.relay.keys import RelayKeys
+from upseal.fleet.relay.keys import RelayKey, RelayKeys
 
 _log = logging.getLogger(__name__)
 _ANNOUNCED_AGAIN = 60.0
@@ -90,7 +90,7 @@ class Proving:
                         detail=problem.detail,
                     )
 
-    def _announce(self, generation: int, key: PrivateKey) -> None:
+    def _announce(self, generation: int, key: RelayKey) -> None:
         """Tells the server of a key. Again after a while: who lost it gets it back so."""
         now = time.monotonic()
         if now - self._announced.get(key.key_id, -_ANNOUNCED_AGAIN) < _ANNOUNCED_AGAIN:
@@ -101,7 +101,7 @@ class Proving:
         self._announced[key.key_id] = now
         self._refused = {refused for refused in self._refused if refused[0] != generation}
 
-    def _prove(self, generation: int, key: PrivateKey) -> None:
+    def _prove(self, generation: int, key: RelayKey) -> None:
         """Answers the challenge, if one is posed."""
         posed = self._say("challenge", generation)
         sealed = posed.get("challenge")
@@ -113,6 +113,9 @@ class Proving:
             return
         try:
             answer = answer_challenge(key, from_b64url(sealed))
+        except KeyUnavailable as error:  # it is posed again
+            event(_log, "key not available", level=logging.WARNING, why=str(error))
+            return
         except (BadChallenge, ValueError):
             event(_log, "challenge does not open", level=logging.WARNING, generation=generation)
             return

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from upseal.core.keys import PublicKey
 from upseal.core.sealer import Sealer
-from upseal.errors import OpenError, UnknownRecipient
+from upseal.errors import KeyUnavailable, OpenError, UnknownRecipient
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
@@ -182,6 +182,9 @@ class Repackager:
             rows = list(opener.open_batch(body, context))
         except UnknownRecipient:
             self._meters.unopened.labels("unknown-recipient").inc()
+            return None
+        except KeyUnavailable:  # the server has its own
+            self._meters.unopened.labels("key-unavailable").inc()
             return None
         except OpenError as error:
             # Ours by its header, and yet not: the server sees it as we do, and answers for it.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from upseal.errors import KeyUnavailable
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
@@ -23,7 +24,7 @@ from upseal.fleet.policy import Level, Reason
 from upseal.fleet.server.directory import Directory, Known
 from upseal.fleet.server.following import follow
 from upseal.fleet.server.meters import Meters
-from upseal.fleet.server.opening import Failed, Opened, Opening, Sender
+from upseal.fleet.server.opening import Failed, Opened, Opening, Sender, key_unavailable
 from upseal.fleet.server.store import deadletters, now_ms
 from upseal.fleet.server.store.activity import SEALED
 from upseal.fleet.server.store.units import NUMBER_MAX, NewUnit
@@ -176,6 +177,14 @@ class Intake:
             self._meters.throttled.inc()
             problem = Problem("busy", "too many new sessions", retry_after=throttled.seconds)
             body.result = Result.failed(body.id, problem)
+        except KeyUnavailable as error:  # nothing is wrong with the body: it waits where it is
+            self._meters.failures.labels("key-unavailable").inc()
+            if (left_out := self._lines.tell()) is not None:
+                event(
+                    _log, "key not available", level=logging.ERROR, why=str(error),
+                    left_out=left_out,
+                )  # fmt: skip
+            body.result = Result.failed(body.id, key_unavailable())
         except Failed as failed:
             self._meters.failures.labels(failed.reason).inc()
             if failed.reason == deadletters.CANNOT_OPEN:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's private keys: files of the folder ``keys/``, opened with as the store says.
 
+A file ``<generation>-<key id>.pem`` is a key. One that ends in ``.ref`` has in its first line where
+the key is kept (`upseal.integrations.keys`), and below it the public key, by which the server knows
+what is sealed to it while the token or process is away.
+
 A key is used while its state in the store is pending, active or draining and its generation is not
 below the oldest of the manifest; then it is forgotten. Files that come or go are noticed at the
 next `Keyring.refresh`.
@@ -13,6 +17,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +29,9 @@ from upseal.fleet.files import read_private
 from upseal.fleet.http.logs import event
 from upseal.fleet.server.store import keys
 from upseal.fleet.server.throttle import Throttle, Throttled
+from upseal.integrations.keys import LazyKey, kept_elsewhere
 
-_NAME = re.compile(r"([0-9]{1,9})-([0-9a-f]{16})\.pem")
+_NAME = re.compile(r"([0-9]{1,9})-([0-9a-f]{16})\.(?:pem|ref)")
 _SIZE_MAX = 1 << 16
 _log = logging.getLogger("upseal.server.keyring")
 
@@ -48,7 +54,7 @@ class _Own:
     is seen, without knowing anything of the opener's cache.
     """
 
-    private: PrivateKey
+    private: PrivateKey | LazyKey
     generation: int
     throttle: Throttle
     unwraps_afresh: ClassVar[bool] = True
@@ -63,7 +69,8 @@ class _Own:
         return self.private.key_id
 
     def unwrap(self, wrapped: bytes) -> bytes:
-        with self.throttle.unwrapping():
+        elsewhere = isinstance(self.private, LazyKey)
+        with self.throttle.unwrapping(time.monotonic if elsewhere else time.thread_time):
             return self.private.unwrap(wrapped)
 
 
@@ -102,7 +109,7 @@ class Keyring:
         """How well the opener remembers sessions."""
         return Sessions(0, 0, 0) if self._opener is None else self._opener.sessions
 
-    def private(self, key_id: bytes) -> PrivateKey | None:
+    def private(self, key_id: bytes) -> PrivateKey | LazyKey | None:
         """A key in use."""
         own = self._own.get(key_id)
         return None if own is None else own.private
@@ -177,7 +184,11 @@ class Keyring:
             if facts.st_size > _SIZE_MAX:
                 raise ValueError("far too long")
             data = read_private(path, _SIZE_MAX)
-            private = PrivateKey.from_pem(data, _passphrase(data))
+            private = (
+                kept_elsewhere(data)
+                if path.suffix == ".ref"
+                else PrivateKey.from_pem(data, _passphrase(data))
+            )
             if private.key_id != key_id:
                 raise ValueError("its name is not that of the key in it")
         except (OSError, ValueError, TypeError) as error:
@@ -188,7 +199,7 @@ class Keyring:
                 why=type(error).__name__,
             )  # fmt: skip
             return None
-        if facts.st_mode & 0o077:
+        if facts.st_mode & 0o077 and path.suffix == ".pem":
             event(_log, "others may read a key file", level=logging.WARNING, file=path.name)
         del self._seen[path.name]
         return _Own(private, int(path.name.partition("-")[0]), self._throttle)

@@ -18,6 +18,9 @@ from upseal.fleet.server.throttle import Throttle
 from upseal.fleet.statements import fleet_context
 from upseal.fleet.units import MalformedUnits, Unit, body_kind, parse_clear, parse_rows
 
+KEY_RETRY = 10.0
+"""Seconds until a key that is kept elsewhere is tried again by whoever sent something."""
+
 
 class Sender(NamedTuple):
     """The hop that a request came from, authenticated."""
@@ -69,6 +72,7 @@ class Opening:
         Raises:
             Failed: it gives none.
             Throttled: this hop has made the server open too many new sessions.
+            KeyUnavailable: the key is kept elsewhere, and cannot be used at the moment.
         """
         try:
             kind = body_kind(raw)
@@ -126,6 +130,11 @@ class Opening:
             if error.problem is not None:  # its public part is wrong: no key will ever open it
                 raise Failed(deadletters.MALFORMED, Problem("malformed"), keep=False) from None
             raise Failed(deadletters.CANNOT_OPEN, None, keep=True, key_id=key_id) from None
+
+
+def key_unavailable() -> Problem:
+    """For whoever sent what cannot be opened at the moment: he keeps it, and sends it again."""
+    return Problem("busy", "the key is not available", retry_after=KEY_RETRY, status=503)
 
 
 def _stale(reason: str) -> Failed:

@@ -31,6 +31,7 @@ class Replay:
         self._writer = writer
         self._answers = answers
         self._meters = meters
+        self._key_away = False
 
     def begin(self) -> None:
         """At the start: all that a key or a mended server may open now."""
@@ -45,13 +46,16 @@ class Replay:
 
     def round(self) -> bool:
         """Takes some through that were asked for; True if there may be more."""
+        self._key_away = False
         with self._store.reading() as db:
             wanted = deadletters.listing(db, wanted=True, limit=_ROUND)
         for letter in wanted:
             result = self._one(letter)
+            if self._key_away:
+                break
             self._meters.replayed.labels(result).inc()
             event(_log, "dead letter replayed", body=letter.id.hex(), result=result)
-        return len(wanted) == _ROUND
+        return len(wanted) == _ROUND and not self._key_away
 
     def _one(self, letter: deadletters.DeadLetter) -> str:
         with self._store.reading() as db:
@@ -80,6 +84,9 @@ class Replay:
     def _refused(self, letter: deadletters.DeadLetter, result: Result) -> str:
         """It can never be stored as it is: whoever asks is told, and seals again."""
         assert result.problem is not None
+        if result.problem.temporary:  # its key is away: it stays asked for
+            self._key_away = True
+            return result.problem.name
         self._answers.put(result)
         self._settle(letter, done=result.problem.name == "stale-key", reason=None)
         return result.problem.name

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from upseal.errors import KeyUnavailable
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.server.meters import Meters
@@ -278,7 +279,7 @@ class Working:
             seconds = 0.2
         else:
             self._meters.uploads.labels(job.held.ticket.form, "trouble").inc()
-            expected = isinstance(error, OSError | SQLAlchemyError)
+            expected = isinstance(error, OSError | SQLAlchemyError | KeyUnavailable)
             event(
                 _log, "upload not stored", level=logging.WARNING if expected else logging.ERROR,
                 exc=error, why=error, upload=job.held.ticket.upload.hex(), again_in=seconds,
