@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     source_name = input_name(args)
     check_one_stdin([source_name, *args.recipient])
     check_engine()
-    sealer = _sealer(args)
+    sealer = sealer_of(args)
     target = target_of(args.output, source_name, sealed=True)
     to_file = isinstance(target, str)
     with (
@@ -119,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _sealer(args: argparse.Namespace) -> Sealer:
+def sealer_of(args: argparse.Namespace) -> Sealer:
+    """Of ``-r``, ``--padding``, ``--cipher`` and ``--allow-mixed``."""
     keys = recipients(args.recipient)
     from upseal.core.options import Padding
     from upseal.core.sealer import Sealer
