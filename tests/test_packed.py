@@ -3,6 +3,7 @@
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support import Opener, Sealer, blob, key, vector
 
 from upseal import Batch, OpenError, Truncated, UnknownRecipient, UnsupportedFormat
+from upseal.core.alike import OTHER, open_alike
 
 REPORTS = [b"", b"one", b"", b"three" * 100, b"end"]
 
@@ -55,6 +57,23 @@ def test_nothing_packed_gives_nothing(sealer, opener):
         assert (bytes(values), offsets.tolist()) == (b"", [0])
         values, offsets, errors = opener.open_many_packed(b"", array(code, [0]))
         assert (bytes(values), offsets.tolist(), errors) == (b"", [0], {})
+
+
+def test_packed_calls_give_their_work_space_back(sealer, opener, engine):
+    if engine.name == "portable":
+        pytest.skip("has none")
+    values, offsets = packed(REPORTS)
+    made = sealer.seal_many_packed(values, offsets)
+    opener.open_many_packed(*made)
+    idle = list(engine._idle)
+    assert idle
+    for call, arguments in (
+        (sealer.seal_many_packed, (values, offsets)),
+        (opener.open_many_packed, made),
+        (partial(open_alike, opener), made),
+    ):
+        call(*arguments)
+        assert engine._idle == idle  # the very same
 
 
 @pytest.mark.parametrize(
@@ -112,6 +131,32 @@ def test_random_reports_survive_every_packed_way(reports, start):
     made = sealer.seal_many_packed(values, offsets)
     got, ends, errors = opener.open_many_packed(*made)
     assert (unpack(got, ends.tolist()), errors) == (reports, {})
+
+
+# -- open_alike ----------------------------------------------------------------------
+
+
+def test_what_begins_as_the_first_does_is_opened_and_all_else_left_alone(sealer, opener, engine):
+    other = Sealer([key("x25519-a").public_key], engine=engine)
+    forged = sealer.seal(b"no")
+    rows = [
+        sealer.seal(b"one", b"c"),
+        other.seal(b"of another session", b"c"),
+        forged[:-1] + bytes([forged[-1] ^ 1]),
+        sealer.seal(b"of another context"),
+        b"",
+        sealer.seal(b"two", b"c"),
+    ]
+    values, offsets = packed(rows, start=3)
+    opened = open_alike(opener, values, offsets, b"c")
+    assert unpack(opened.values, opened.offsets) == [b"one", b"", b"", b"", b"", b"two"]
+    assert [0 if s == 0 else "other" if s == OTHER else "no" for s in opened.status] == [
+        0, "other", "no", "no", "other", 0
+    ]  # fmt: skip
+    with pytest.raises(UnsupportedFormat):
+        open_alike(opener, *packed([b"junk", rows[0]]))
+    with pytest.raises(ValueError, match="no envelopes"):
+        open_alike(opener, *packed([]))
 
 
 # -- open_many --------------------------------------------------------------------

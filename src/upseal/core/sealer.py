@@ -17,7 +17,7 @@ from upseal.core.keys import PublicKey
 from upseal.core.options import Cipher, Limits, Padding
 from upseal.core.session import Session, seconds
 from upseal.core.suites import SECRET_LEN
-from upseal.engine import default_cipher, resolve
+from upseal.engine import default_cipher, fips, resolve
 from upseal.engine.buffers import Buffer, as_bytes
 from upseal.engine.records import Listed, Packed, Reports, packed, split
 from upseal.engine.sizes import NONCE, RECORD_MAX, TAG
@@ -75,6 +75,8 @@ class Sealer:
         self.limits = limits if limits is not None else _LIMITS
         self.padding = padding
         self.cipher = _default_cipher() if cipher is None else Cipher.parse(cipher)
+        if fips.mode() is not None and self.cipher is not Cipher.AES_256_GCM:
+            raise ValueError(f"{self.cipher} is not for FIPS mode, which is on ({fips.mode()})")
         self._engine = resolve(engine)
         self._padded = padding is not None
         self._longest = RECORD_MAX - self._padded
@@ -144,7 +146,8 @@ class Sealer:
         Returns:
             The envelopes behind one another, and their int64 offsets.
         """
-        for envelopes in self._envelopes(packed(values, offsets), context):
+        # To its end, where the engine takes its work space back.
+        for envelopes in list(self._envelopes(packed(values, offsets), context)):
             return envelopes.values, envelopes.offsets
         return memoryview(b""), memoryview(bytes(8)).cast("q")
 
