@@ -24,12 +24,16 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_GROUPS = ("test", "lint")
+# Extras of hundreds of MB have a lock of their own: only `make analytics` installs them.
+APART = {"analytics": ("spark", "ray")}
+# These come as source alone. Building is setuptools', which requirements/setup.txt pins.
+SOURCE_ONLY = ("pyspark",)
 OLD = datetime.timedelta(days=90)
 HEADER = """\
 # SPDX-License-Identifier: Apache-2.0
 # Written by `make lock` on {day} for the requirements {digest} of pyproject.toml.
 --only-binary :all:
---require-hashes
+{source}--require-hashes
 """
 
 
@@ -76,11 +80,13 @@ def wanted(project: dict[str, Any]) -> dict[str, list[str]]:
     """
     core = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     setup = list(core)
-    for name in project["project"]["optional-dependencies"]:
+    apart = {name: [one for of in APART[name] for one in extra(project, of)] for name in APART}
+    own = {one for names in APART.values() for one in names}
+    for name in project["project"]["optional-dependencies"].keys() - own - {"all"}:
         setup += extra(project, name)
     for name in SETUP_GROUPS:
         setup += group(project, name)
-    locks = {"pip": ["pip"], "setup": setup, "core": core}
+    locks = {"pip": ["pip"], "setup": setup, "core": core, **apart}
     for name, lines in project["dependency-groups"].items():
         if name not in SETUP_GROUPS and any(isinstance(line, str) for line in lines):
             locks[name] = group(project, name)
@@ -209,6 +215,7 @@ def compile_with_uv(requirements: list[str], output: Path, *options: str) -> str
             str(output),
         ),
         *("--universal", "--python-version", "3.11", "--only-binary", ":all:", "--no-header"),
+        *(option for name in SOURCE_ONLY for option in ("--no-binary", name)),
         *("--no-emit-index-url", "--no-emit-find-links", "--annotation-style", "line", *options),
     ]
     lines = "\n".join(requirements)
@@ -239,7 +246,10 @@ def write(upgrade: bool) -> None:
             if not upgrade and digest(requirements) in old and pins(old) == pins(made):
                 day = old.partition(" on ")[2][:10]
             path = ROOT / f"requirements/{name}.txt"
-            path.write_text(HEADER.format(day=day, digest=digest(requirements)) + made.lstrip())
+            names = {canonicalize_name(pin.requirement.name) for pin in pins(made)}
+            source = "".join(f"--no-binary {one}\n" for one in SOURCE_ONLY if one in names)
+            header = HEADER.format(day=day, digest=digest(requirements), source=source)
+            path.write_text(header + made.lstrip())
     for name in before.keys() - locks.keys():
         (ROOT / f"requirements/{name}.txt").unlink()
 
