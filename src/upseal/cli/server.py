@@ -8,12 +8,24 @@ import datetime
 import logging
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upseal.cli import health, server_nats
 from upseal.cli.common import BAD, IO, OK, USAGE, Failure, complain, doing, positive
+from upseal.cli.configured import (
+    add_configuration,
+    asked_only,
+    blaming,
+    flags_of,
+    service_of_process,
+    show_or_check,
+    tried,
+)
 from upseal.cli.members import LOG_LEVELS, acts_of
 
 if TYPE_CHECKING:
+    from upseal.fleet.configuration import Layers
     from upseal.fleet.server.settings import Settings
 
 _NOTE = """\
@@ -22,6 +34,8 @@ environment:
 
 examples:
   upseal server run -d /srv/upseal --listen 0.0.0.0:8450
+  upseal server front -d /srv/upseal     # and, as often as you like, also on other hosts:
+  upseal server open -d /srv/upseal
   upseal server reports -d /srv/upseal --client web-1 --since 1h
   upseal server reports -d /srv/upseal --json > reports.jsonl
   upseal server deadletters replay -d /srv/upseal
@@ -50,6 +64,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0: a free one"
     )
     run.add_argument("--log-level", choices=LOG_LEVELS)
+    add_configuration(run)
+
+    server_nats.arguments(act)
+
+    health.add_ready(act(*health.ABOUT))
 
     reports = act("reports", "print stored reports, in the order they came in")
     reports.add_argument("--client", metavar="NAME", help="of this client: its name or id")
@@ -110,7 +129,13 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     try:
         if args.act == "run":
-            return _run(args)
+            return _looked_at(args) if asked_only(args) else _run(args)
+        if args.act == "health":
+            found = _settings(args)
+            tls = found.tls() is not None
+            return health.serving(found.folder, tls=tls, ready=args.ready)
+        if args.act in server_nats.ACTS:
+            return server_nats.run(args, _settings(args), _more_files)
         from upseal.cli import server_queries as queries
         from upseal.cli.server_trace import trace
         from upseal.cli.server_uploads import uploads
@@ -136,32 +161,56 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from upseal.fleet.server.settings import read_settings
+    """Those of the folder, of the environment, and of ``run``'s options."""
+    return _configured(args)[0]
 
-    return read_settings(args.deployment or os.environ.get("UPSEAL_DEPLOYMENT") or ".")
+
+def _configured(args: argparse.Namespace) -> tuple[Settings, Layers, Path]:
+    from upseal.fleet.configuration import Flag, layered
+    from upseal.fleet.server.settings import read_table, schema, settings_of
+    from upseal.fleet.settings import split_listen
+
+    flags = [*flags_of(args, {"log_level": "server.log_level"})]
+    if getattr(args, "listen", None) is not None:
+        try:
+            host, port = split_listen(args.listen)
+        except ValueError as error:
+            raise Failure(USAGE, f"--listen: {error}") from error
+        flags += [Flag("listen.host", host, "--listen"), Flag("listen.port", str(port), "--listen")]
+    path, found = read_table(args.deployment or os.environ.get("UPSEAL_DEPLOYMENT") or ".")
+    layers = layered(schema(), found, flags=flags)
+    with blaming(layers):
+        return settings_of(path, layers.table), layers, path
+
+
+def _looked_at(args: argparse.Namespace) -> int:
+    from upseal.fleet.settings import SettingsError
+
+    try:
+        settings, layers, path = _configured(args)
+    except SettingsError as error:
+        raise Failure(USAGE, f"the settings cannot be used: {error}") from error
+    if (tls := settings.tls()) is not None:
+        tried("tls", (tls.certificate, tls.key, tls.client_ca), tls.context)
+    show_or_check(args, layers, path)
+    return OK
 
 
 def _run(args: argparse.Namespace) -> int:
     from upseal.fleet.http import logs
     from upseal.fleet.server import app
-    from upseal.fleet.settings import split_listen
 
     settings = _settings(args)
-    host: str | None = None
-    port: int | None = None
-    if args.listen is not None:
-        try:
-            host, port = split_listen(args.listen)
-        except ValueError as error:
-            raise Failure(USAGE, f"--listen: {error}") from error
-    handler = logs.setup(level=args.log_level or settings.limits.log_level)
+    handler = logs.setup(level=settings.limits.log_level)
+    service = service_of_process()
     try:
         _more_files(settings.limits.connections)
-        with doing(f"serve at {args.listen or f'{settings.host}:{settings.port}'}"):
-            app.run(settings, host=host, port=port)
+        with doing(f"serve at {settings.host}:{settings.port}"):
+            app.run(settings, service=service)
     except app.AlreadyRunning as error:
         raise Failure(IO, f"{error}; stop it first") from error
     finally:
+        service.close()
         logging.getLogger().removeHandler(handler)
     return OK
 

@@ -18,8 +18,9 @@ from upseal.fleet.credentials import HopCheck
 from upseal.fleet.files import write_private
 from upseal.fleet.http.logs import event
 from upseal.fleet.http.results import Result
-from upseal.fleet.http.serving import Address, Limits, ServerTls, serve
+from upseal.fleet.http.serving import Address, Limits, serve
 from upseal.fleet.manifest import Manifest
+from upseal.fleet.notify import Service
 from upseal.fleet.relay.app import RelayApp
 from upseal.fleet.relay.carrying import Carrying
 from upseal.fleet.relay.control import Control
@@ -27,6 +28,7 @@ from upseal.fleet.relay.forward import Forwarder
 from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.repackage import Repackager
 from upseal.fleet.relay.settings import Settings
+from upseal.fleet.relay.signs import signs_of
 from upseal.fleet.relay.state import ADDRESS, State, client_of
 from upseal.fleet.relay.status import note
 from upseal.fleet.relay.uplink import Uplink
@@ -95,8 +97,15 @@ class Relay:
             self.state.close()
             raise
         self.meters.watch(
-            state.queue, lambda: self.uplink.away, lambda: self.forwarder.books.waiting
-        )
+            state.queue, settings.queue.max_bytes, lambda: self.uplink.away,
+            lambda: self.forwarder.books.waiting,
+        )  # fmt: skip
+        self.meters.watch_above(self.control.current, lambda: self.uplink.offset)
+        certificates = self.meters.metrics.certificates
+        if (tls := settings.server_tls()) is not None:
+            certificates["listener"] = tls.certificate
+        if settings.http.certificate is not None:
+            certificates["client"] = settings.http.certificate
         if settings.decrypting:
             self.meters.watch_sessions(lambda: state.keys.sessions, state.keys.throttle)
         self._running = False
@@ -121,15 +130,20 @@ class Relay:
         *,
         stop: threading.Event | None = None,
         on_started: Callable[[Address], object] | None = None,
+        service: Service | None = None,
     ) -> None:
-        """Serves until a signal comes, or ``stop``. The address is written into the folder."""
+        """Serves until a signal comes, or ``stop``. The address is written into the folder.
+
+        A ``service`` may have sockets to serve on, and is told how it goes.
+        """
         host, port = split_listen(self.settings.listen)
-        tls = self.settings.tls
         where = self.settings.directory / ADDRESS
 
         def started(address: Address) -> None:
             host = f"[{address.host}]" if ":" in address.host else address.host
             write_private(where, f"{host}:{address.port}\n".encode())
+            if service is not None:
+                service.ready(f"serving at {address.url}", signs_of(self, service))
             if on_started is not None:
                 on_started(address)
 
@@ -139,9 +153,7 @@ class Relay:
                 self.app(),
                 host,
                 port,
-                tls=None
-                if tls.certificate is None
-                else ServerTls(tls.certificate, tls.key, tls.client_ca),
+                tls=self.settings.server_tls(),
                 limits=Limits(
                     connections=self.settings.http.connections,
                     address_share=self.settings.rates.address_share,
@@ -149,6 +161,7 @@ class Relay:
                 ),
                 on_started=started,
                 stop=stop,
+                service=service,
             )
         finally:
             where.unlink(missing_ok=True)
@@ -250,7 +263,11 @@ class Relay:
     # -- how it is -------------------------------------------------------------------------
 
     def why_not_ready(self) -> str | None:
-        """One sentence for ``/readyz``; None if it can do what it is there for."""
+        """One sentence for ``/readyz``; None if it can take bodies.
+
+        A parent that is away is none: to keep bodies until it is back is what a relay is for, and
+        a balancer that heard it of one would hear it of all, and send to nobody.
+        """
         manifest = self.control.current()
         if manifest is None:
             return "there is no manifest yet"
@@ -260,8 +277,6 @@ class Relay:
             return f"the parent refuses this relay: {self.uplink.refusal}"
         if self.state.queue.refusing:
             return "the queue is full"
-        if self.uplink.away:
-            return "the parent is away; bodies are kept"
         return None
 
     def _revoked(self, manifest: Manifest) -> bool:

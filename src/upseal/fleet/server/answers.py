@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
@@ -21,9 +21,19 @@ _GRACE_MS = 30_000
 class Answers:
     """Safe to share between threads."""
 
-    def __init__(self, store: Store, most: int, kept: float = KEPT) -> None:
-        """Holds nothing yet, and never more than ``most`` results or ``most`` receipts."""
+    def __init__(
+        self,
+        store: Store,
+        most: int,
+        kept: float = KEPT,
+        told: Callable[[Result], object] = lambda _: None,
+    ) -> None:
+        """Holds nothing yet, and never more than ``most`` results or ``most`` receipts.
+
+        ``told`` hears of each that is put here.
+        """
         self._store = store
+        self._told = told
         self._most = most
         self._kept = kept
         self._results: OrderedDict[bytes, tuple[float, Result]] = OrderedDict()
@@ -37,6 +47,7 @@ class Answers:
 
     def put(self, result: Result) -> None:
         """Remembers what was settled; anything else is asked of the database."""
+        self._told(result)
         if result.state is not State.DONE and not (
             result.problem is not None and not result.problem.temporary
         ):
@@ -90,6 +101,7 @@ def _of_letter(body: bytes, letter: deadletters.DeadLetter | None) -> Result:
         return Result.unknown(body)
     if letter.reason == deadletters.MALFORMED:
         return Result.failed(body, Problem("malformed"))
-    if letter.reason == deadletters.CANNOT_OPEN and letter.received < now_ms() - _GRACE_MS:
+    hopeless = letter.reason in (deadletters.CANNOT_OPEN, deadletters.REPEATED)
+    if hopeless and letter.received < now_ms() - _GRACE_MS:
         return Result.unknown(body)
     return Result.pending(body)

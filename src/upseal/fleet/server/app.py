@@ -32,9 +32,11 @@ from upseal.fleet.server import enrol, relayed
 from upseal.fleet.server.opening import Sender
 from upseal.fleet.server.running import Server
 from upseal.fleet.server.settings import Settings
+from upseal.fleet.server.signs import signs_of
 from upseal.fleet.server.store import now_ms
 
 if TYPE_CHECKING:
+    from upseal.fleet.notify import Service
     from upseal.fleet.server.page.routes import Page
 
 _RESULTS_MAX = 512 << 10
@@ -52,7 +54,7 @@ class App:
 
     def __init__(self, server: Server) -> None:
         """For `build`."""
-        self._server = server
+        self._server = self.server = server
         self._enrolling = 0
         self._one_by_one = asyncio.Semaphore(1)
 
@@ -225,10 +227,14 @@ def run(
     port: int | None = None,
     on_started: Callable[[Address], object] | None = None,
     stop: threading.Event | None = None,
+    make: Callable[[Settings], App] = lambda settings: App(Server(settings)),
+    service: Service | None = None,
 ) -> None:
     """Serves a deployment's folder until a signal comes or ``stop`` is set.
 
-    The real address stands in the folder's file ``address`` meanwhile.
+    The real address stands in the folder's file ``address`` meanwhile. ``make`` gives what is
+    served, where that is not a server that does all by itself. A ``service`` may have sockets to
+    serve on, and is told how it goes.
 
     Raises:
         AlreadyRunning: another server runs from this folder.
@@ -240,15 +246,17 @@ def run(
 
     def started(address: Address) -> None:
         write_private(settings.address, f"{_host(address)}:{address.port}\n".encode())
+        if service is not None:
+            service.ready(f"serving at {address.url}", signs_of(app.server, service))
         if on_started is not None:
             on_started(address)
 
     with _alone(settings):
         settings.address.unlink(missing_ok=True)
-        server = Server(settings)
+        app = make(settings)
         try:
             serve(
-                App(server).build(),
+                app.build(),
                 settings.host if host is None else host,
                 settings.port if port is None else port,
                 tls=settings.tls(),
@@ -260,9 +268,10 @@ def run(
                 ),
                 on_started=started,
                 stop=stop,
+                service=service,
             )
         finally:
-            server.close()
+            app.server.close()
             settings.address.unlink(missing_ok=True)
 
 

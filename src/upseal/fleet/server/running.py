@@ -44,8 +44,10 @@ _log = logging.getLogger("upseal.server")
 class Server:
     """All parts of one server process over one deployment's folder."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, opens: bool = True) -> None:
         """Reads the folder and opens the database; starts nothing.
+
+        ``opens=False``: others open reports, and so take dead letters through again.
 
         Raises:
             SettingsError: a key file is missing or wrong, or the database is another deployment's.
@@ -92,7 +94,9 @@ class Server:
             deployment=settings.deployment,
             announced=self.uploads.working.announced,
         )
-        replay = Replay(self.store, self.intake, self.writer, self.answers, self.meters)
+        replay = None
+        if opens:
+            replay = Replay(self.store, self.intake, self.writer, self.answers, self.meters)
         self.upkeep = Upkeep(
             self.store, self.published, self.keyring, self.intake, replay, self.meters,
             Retention(self.store, limits.keep_days),
@@ -108,6 +112,9 @@ class Server:
             "session_hits", "Sessions that were remembered", lambda: keyring.sessions.known
         )
         self.meters.watch("answers", "Results kept for who asks", self.answers.__len__)
+        self.meters.letter_limit.set(limits.dead_letter_bytes)
+        if (tls := settings.tls()) is not None:
+            self.meters.metrics.certificates["listener"] = tls.certificate
 
     def start(self) -> None:
         """The manifest and the keys first: what comes in finds them."""
@@ -185,7 +192,7 @@ class Server:
                 for result in results:
                     self.answers.put(result)
                 if sender.role == "agent":
-                    _raise_if_all_are_to_wait(results)
+                    raise_if_all_are_to_wait(results)
                 done.set_result(results)
             except BaseException as error:
                 done.set_exception(error)
@@ -239,7 +246,7 @@ def _unusable(name: str, error: Exception) -> SettingsError:
     return SettingsError(f"cannot use {name}: {why}")
 
 
-def _raise_if_all_are_to_wait(answers: Sequence[Result]) -> None:
+def raise_if_all_are_to_wait(answers: Sequence[Result]) -> None:
     """Where nothing at all was taken, the request as a whole says so, with its Retry-After."""
     problems = [answer.problem for answer in answers]
     if all(problem is not None and problem.temporary for problem in problems):

@@ -9,9 +9,11 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from upseal.errors import KeyUnavailable
 from upseal.fleet.http.logs import event
 from upseal.fleet.readiness import BadChallenge, answer_challenge
 from upseal.fleet.server import gauges
+from upseal.fleet.server.headcount import Headcount
 from upseal.fleet.server.intake import Intake
 from upseal.fleet.server.keyring import Keyring
 from upseal.fleet.server.meters import Meters
@@ -39,13 +41,13 @@ class Upkeep:
         published: Published,
         keyring: Keyring,
         intake: Intake,
-        replay: Replay,
+        replay: Replay | None,
         meters: Meters,
-        retention: Retention,
-        recording: Recording,
-        uploads: Uploads,
+        retention: Retention | None,
+        recording: Recording | None,
+        uploads: Uploads | None,
     ) -> None:
-        """Does nothing before `start`."""
+        """Does nothing before `start`. What is None, another process of the deployment does."""
         self._store = store
         self._published = published
         self._keyring = keyring
@@ -54,18 +56,24 @@ class Upkeep:
         self._meters = meters
         self._retention = retention
         self._recording = recording
+        self._headcount = None
+        if recording is not None:
+            self._headcount = Headcount(store, meters, recording.silent_hours)
         self._uploads = uploads
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._due = {"gauges": 0.0, "prune": 0.0}
         self._hopeless: set[bytes] = set()
+        self.rounds = 0
+        """Also those that failed."""
         self.trouble: str | None = None
         """Why the last round failed."""
 
     def start(self) -> None:
         """One round at once, so that keys and manifest are there; then once a second."""
         try:
-            self._replay.begin()
+            if self._replay is not None:
+                self._replay.begin()
         except SQLAlchemyError as error:  # a full disk must not keep us from answering
             event(_log, "dead letters are not replayed", level=logging.WARNING, exc=error)
         self.round()
@@ -89,6 +97,7 @@ class Upkeep:
                 if self.trouble is None:
                     event(_log, "upkeep failed", level=logging.ERROR, exc=error)
                 self.trouble = type(error).__name__
+            self.rounds += 1
 
     def round(self) -> None:
         """Everything once."""
@@ -99,26 +108,36 @@ class Upkeep:
         manifest = self._published.manifest
         if changed and manifest is not None:
             self._intake.manifest = manifest
-            self._meters.serial.set(manifest.serial)
-            self._meters.expires.set(manifest.expires / 1000)
+            gauges.of_manifest(self._meters, manifest)
             event(_log, "new manifest", serial=manifest.serial, state=manifest.state.value)
         oldest = manifest.oldest_generation if manifest is not None else 0
         new = self._keyring.refresh(known, oldest)
-        for key_id in new:
-            self._replay.key_is_back(key_id)
+        if self._replay is not None:
+            for key_id in new:
+                self._replay.key_is_back(key_id)
         self._meters.keys_missing.set(len(self._keyring.missing()))
         self._hopeless &= {challenge.challenge for challenge in asked}
         for challenge in asked:
             self._answer(challenge)
         self._replay_some()
-        self._uploads.round(keys_changed=changed or bool(new))
-        self._retention.round()
+        if self._uploads is not None:
+            self._uploads.round(keys_changed=changed or bool(new))
+        if self._retention is not None:
+            self._retention.round()
         self._now_and_then()
-        self._recording.round(self._published.manifest)
+        if self._recording is not None:
+            self._recording.round(self._published.manifest)
+        if self._headcount is not None:
+            self._headcount.round(self._published.manifest)
 
     def _replay_some(self) -> None:
         end = time.monotonic() + _REPLAY
-        while self._replay.round() and not self._stop.is_set() and time.monotonic() < end:
+        while (
+            self._replay is not None
+            and self._replay.round()
+            and not self._stop.is_set()
+            and time.monotonic() < end
+        ):
             pass
 
     def _answer(self, challenge: challenges.Challenge) -> None:
@@ -128,6 +147,9 @@ class Upkeep:
             return
         try:
             given = answer_challenge(private, challenge.challenge)
+        except KeyUnavailable as error:  # it is asked again the next round
+            event(_log, "key not available", level=logging.WARNING, why=str(error))
+            return
         except BadChallenge:
             self._hopeless.add(challenge.challenge)
             event(_log, "challenge does not open", level=logging.WARNING)

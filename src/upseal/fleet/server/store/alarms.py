@@ -24,11 +24,16 @@ KINDS = (
     "arrived-clear",  # stated as sealed, but it came in a clear body
     "cannot-open",  # sealed to a key of ours, and would not open
     "dead-letters-full",
+    "foreign-message",  # at the broker lies what no front of ours has put there
     "page-logins-refused",  # somebody guesses at passwords
     "upload-does-not-match",  # bytes of an upload that are not those its agent has announced
     "uploads-full",  # stored files have reached ``stored_upload_bytes``
 )
 WINDOW = 3_600_000
+# One that has come again since is as good as new.
+_LOOKED_AT = (alarm_acknowledgements.c.alarm == alarms.c.id) & (
+    alarm_acknowledgements.c.times >= alarms.c.times
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,7 @@ def listing(
     done = alarm_acknowledgements
     query = (
         select(alarms, done.c.at, done.c.actor)
-        # One that has come again since is as good as new.
-        .join(done, (done.c.alarm == alarms.c.id) & (done.c.times >= alarms.c.times), isouter=True)
+        .join(done, _LOOKED_AT, isouter=True)
         .order_by(alarms.c.last.desc(), alarms.c.id.desc())
         .limit(limit)
     )
@@ -91,6 +95,18 @@ def listing(
             row.id, row.kind, bytes(row.subject), row.first, row.last, row.times,
             json.loads(row.details), row.at, row.actor,
         )  # fmt: skip
+
+
+def open_kinds(db: Connection) -> dict[str, int]:
+    """How many nobody has acknowledged, by kind."""
+    done = alarm_acknowledgements
+    query = (
+        select(alarms.c.kind, func.count())
+        .select_from(alarms.join(done, _LOOKED_AT, isouter=True))
+        .where(done.c.alarm.is_(None))
+        .group_by(alarms.c.kind)
+    )
+    return {row[0]: row[1] for row in db.execute(query)}
 
 
 def acknowledge(db: Connection, chosen: Sequence[Alarm], actor: str, now_ms: int) -> None:

@@ -13,6 +13,8 @@ from upseal.fleet.server.tables import dead_letters
 MISSING_KEY = "missing-key"
 CANNOT_OPEN = "cannot-open"
 MALFORMED = "malformed"
+REPEATED = "repeated"
+"""It was given out so often, and never finished, that whoever opens it may die of it."""
 EACH, SOME = 1024, 64
 """A quota holds one letter for so many of its bytes, however short they are, and a few in any case.
 Without that, short ones could be so many that to count and replay them holds up everybody."""
