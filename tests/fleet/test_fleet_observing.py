@@ -9,7 +9,6 @@ from fleet_agent_support import Site, agent_of, eventually
 from fleet_server_support import Site as Deployment
 
 from upseal import Opener, OpenError, PrivateKey, Sealer
-from upseal.cli.members import level_of_logs
 from upseal.fleet.agent.metrics import written
 from upseal.fleet.agent.settings import Settings as AgentSettings
 from upseal.fleet.agent.tally import Tally
@@ -100,16 +99,9 @@ def test_metrics_in_a_file(tmp_path, caplog):
 
 
 def test_levels_of_logs(tmp_path):
-    class Given:
-        log_level = None
-
     for kind in (AgentSettings, RelaySettings):
-        plain = kind.parse({"parent": "http://x"})
-        quiet = kind.parse({"parent": "http://x", "log_level": "error"})
-        assert (level_of_logs(Given, plain), level_of_logs(Given, quiet)) == ("info", "error")
-        Given.log_level = "debug"
-        assert level_of_logs(Given, quiet) == "debug"
-        Given.log_level = None
+        assert kind.parse({"parent": "http://x"}).log_level == "info"
+        assert kind.parse({"parent": "http://x", "log_level": "error"}).log_level == "error"
         with pytest.raises(SettingsError, match="log_level is debug, info, warning or error"):
             kind.parse({"parent": "http://x", "log_level": "loud"})
     site = Deployment(tmp_path / "site")

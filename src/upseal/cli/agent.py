@@ -8,9 +8,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upseal.cli import health
 from upseal.cli.common import (
     BAD,
     IO,
@@ -23,7 +25,15 @@ from upseal.cli.common import (
     read_all,
     reading,
     say_json,
-    shown,
+)
+from upseal.cli.configured import (
+    add_configuration,
+    asked_only,
+    blaming,
+    member_layers,
+    service_of_process,
+    show_or_check,
+    tried,
 )
 from upseal.cli.members import (
     FORGET,
@@ -33,7 +43,6 @@ from upseal.cli.members import (
     add_json,
     enrolling,
     forget_parent,
-    level_of_logs,
     tls_of,
     token_of,
 )
@@ -41,6 +50,8 @@ from upseal.cli.members import (
 if TYPE_CHECKING:
     from upseal.fleet.agent.agent import Agent
     from upseal.fleet.agent.settings import Settings
+    from upseal.fleet.configuration import Layers
+    from upseal.fleet.notify import Service
     from upseal.fleet.policy import Level
 
 # As upseal.fleet.agent.settings has them, which takes longer to import.
@@ -70,6 +81,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _add_level(run, "for this process, in place of settings and manifest")
     run.add_argument("--once", action="store_true", help="gather once, send what there is, and end")
     run.add_argument("--log-level", choices=LOG_LEVELS)
+    add_configuration(run)
 
     report = act("report", "put reports into the spool; they are on the disk when it ends")
     report.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
@@ -87,6 +99,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     MEMBER.add_settings(act(*FORGET))
 
+    healthy = act(*health.ABOUT)
+    MEMBER.add_settings(healthy)
+    health.add_ready(healthy)
+
     gather = act("gather", "show what would be reported about this host")
     gather.add_argument("--what", metavar="NAME", action="append", help="this source alone")
     MEMBER.add_settings(gather)
@@ -103,7 +119,10 @@ def run(args: argparse.Namespace) -> int:
         from upseal.fleet import agent
     except ImportError as error:
         raise _missing(error) from error
-    acts = {"enrol": _enrol, "run": _run, "report": _report, "forget-parent": _forget}
+    acts = {
+        "enrol": _enrol, "run": _run, "report": _report, "forget-parent": _forget,
+        "health": _health,
+    }  # fmt: skip
     try:
         if args.act in acts:
             return acts[args.act](args)
@@ -138,12 +157,27 @@ def _missing(error: ImportError) -> Failure:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Those of ``-c`` or ``-d``."""
-    from upseal.fleet.agent.settings import Settings
+    """Those of ``-c`` or ``-d``, of the environment, and of ``run``'s options."""
+    return _configured(args)[0]
 
-    path = MEMBER.settings_file(args)
-    with doing(f"read {shown(path)}"):
-        return Settings.load(path)
+
+def _configured(args: argparse.Namespace) -> tuple[Settings, Layers, Path | None]:
+    from upseal.fleet.agent.settings import Settings, schema
+
+    path, layers = member_layers(MEMBER, schema(), args, {"log_level": "log_level"})
+    with blaming(layers):
+        return replace(Settings.parse(layers.table), source=path), layers, path
+
+
+def _looked_at(args: argparse.Namespace) -> int:
+    from upseal.fleet.agent.parent import client_for
+
+    settings, layers, path = _configured(args)
+    http = settings.http
+    files = (http.ca, http.certificate, http.key)
+    tried("http", files, lambda: client_for(settings.parent, http).close())
+    show_or_check(args, layers, path)
+    return OK
 
 
 def open_agent(args: argparse.Namespace) -> Agent:
@@ -161,6 +195,11 @@ def _level(name: str | None) -> Level | None:
 
 def _forget(args: argparse.Namespace) -> int:
     return forget_parent(settings_of(args).directory)
+
+
+def _health(args: argparse.Namespace) -> int:
+    with open_agent(args) as agent:
+        return health.sending(agent, ready=args.ready)
 
 
 # -- enrol ------------------------------------------------------------------------------
@@ -204,12 +243,17 @@ def _enrol(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from upseal.fleet.http import logs
 
-    logs.setup(level=level_of_logs(args, settings_of(args)))
+    if asked_only(args):
+        return _looked_at(args)
+    logs.setup(level=settings_of(args).log_level)
+    from upseal.fleet.agent.signs import told
+
     stop = threading.Event()
-    with open_agent(args) as agent, _signals(agent, args, stop):
+    service = service_of_process()
+    with open_agent(args) as agent, _signals(agent, args, stop, service):
         if args.once:
             return _once(agent, stop)
-        with _watched(agent):
+        with _watched(agent), told(agent, service):
             agent.run(stop)
     return OK
 
@@ -251,7 +295,9 @@ def _once(agent: Agent, stop: threading.Event) -> int:
 
 
 @contextmanager
-def _signals(agent: Agent, args: argparse.Namespace, stop: threading.Event) -> Iterator[None]:
+def _signals(
+    agent: Agent, args: argparse.Namespace, stop: threading.Event, service: Service
+) -> Iterator[None]:
     """SIGTERM and SIGINT end it in good order; SIGHUP has the settings read again."""
     told = False
 
@@ -265,7 +311,7 @@ def _signals(agent: Agent, args: argparse.Namespace, stop: threading.Event) -> I
 
     def again(number: int, frame: object) -> None:
         # In a thread of its own: a handler must not wait for locks that it has interrupted.
-        threading.Thread(target=_reload, args=(agent, args), daemon=True).start()
+        threading.Thread(target=_reload, args=(agent, args, service), daemon=True).start()
 
     handlers: dict[int, Any] = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: again}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -276,12 +322,17 @@ def _signals(agent: Agent, args: argparse.Namespace, stop: threading.Event) -> I
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _reload(agent: Agent, args: argparse.Namespace) -> None:
+def _reload(agent: Agent, args: argparse.Namespace, service: Service) -> None:
+    from upseal.fleet.agent.signs import status_of
+
+    service.reloading()
     try:
         if not agent.reload(settings_of(args)):
             complain("warning: only level and batch are read again; restart for the rest")
     except (Failure, ValueError, OSError) as error:
         complain(f"warning: the settings stay as they were: {error}")
+    finally:
+        service.reloaded(status_of(agent))
 
 
 # -- report -----------------------------------------------------------------------------

@@ -95,18 +95,23 @@ class Member:
     # -- what they say
 
     def folder(self, args: argparse.Namespace) -> Path:
-        """Of ``-d``."""
-        return Path(args.directory or self.directory)
+        """Of ``-d``, else of the environment."""
+        there = os.environ.get(f"UPSEAL_{self.command.upper()}_DIRECTORY")
+        return Path(args.directory or there or self.directory)
 
     def settings_file(self, args: argparse.Namespace) -> Path:
         """Of ``-c``, or in the folder of ``-d``."""
         if args.config is not None:
             return Path(args.config)
         path = self.folder(args) / self.file
-        if not path.exists():
+        if not path.exists() and not self.without_file():
             make = f"`upseal {self.command} enrol -d DIR` makes one"
             raise Failure(USAGE, f"{shown(path)} is missing; {make}")
         return path
+
+    def without_file(self) -> bool:
+        """Whether the environment says all that has no default."""
+        return bool(os.environ.get(f"UPSEAL_{self.command.upper()}_PARENT"))
 
 
 FORGET = ("forget-parent", "let the next relay count that answers at the parent's address")
@@ -122,11 +127,6 @@ def forget_parent(directory: Path) -> int:
         if not forget(directory):
             complain("nothing to forget: no relay has answered yet")
     return OK
-
-
-def level_of_logs(args: argparse.Namespace, settings: Any) -> str:
-    """``--log-level``, else what the settings say."""
-    return str(args.log_level or settings.log_level)
 
 
 def tls_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upseal.cli import health
 from upseal.cli.common import (
     BAD,
     IO,
@@ -16,8 +19,16 @@ from upseal.cli.common import (
     printable_size,
     say,
     say_json,
-    shown,
     table,
+)
+from upseal.cli.configured import (
+    add_configuration,
+    asked_only,
+    blaming,
+    member_layers,
+    service_of_process,
+    show_or_check,
+    tried,
 )
 from upseal.cli.members import (
     FORGET,
@@ -27,12 +38,12 @@ from upseal.cli.members import (
     add_json,
     enrolling,
     forget_parent,
-    level_of_logs,
     tls_of,
     token_of,
 )
 
 if TYPE_CHECKING:
+    from upseal.fleet.configuration import Layers
     from upseal.fleet.relay.settings import Settings
 
 # As upseal.fleet.relay.settings has them, which takes longer to import.
@@ -65,8 +76,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--listen", metavar="HOST:PORT", help="in place of the settings'; port 0 takes a free one"
     )
     run.add_argument("--log-level", choices=LOG_LEVELS)
+    add_configuration(run)
 
     MEMBER.add_settings(act(*FORGET))
+
+    healthy = act(*health.ABOUT)
+    MEMBER.add_settings(healthy)
+    health.add_ready(healthy)
 
     status = act("status", "say what waits, which keys there are, and what is wrong")
     MEMBER.add_settings(status)
@@ -92,12 +108,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """Those of ``-c`` or ``-d``."""
-    from upseal.fleet.relay.settings import Settings
+    """Those of ``-c`` or ``-d``, of the environment, and of ``run``'s options."""
+    return _configured(args)[0]
 
-    path = MEMBER.settings_file(args)
-    with doing(f"read {shown(path)}"):
-        return Settings.load(path)
+
+def _configured(args: argparse.Namespace) -> tuple[Settings, Layers, Path | None]:
+    from upseal.fleet.relay.settings import Settings, schema
+
+    options = {"listen": "listen", "log_level": "log_level"}
+    path, layers = member_layers(MEMBER, schema(), args, options)
+    with blaming(layers):
+        return replace(Settings.parse(layers.table), source=path), layers, path
+
+
+def _looked_at(args: argparse.Namespace) -> int:
+    from upseal.fleet.relay.state import client_of
+
+    settings, layers, path = _configured(args)
+    http = settings.http
+    files = (http.ca, http.certificate, http.key)
+    tried("http", files, lambda: client_of(settings).close())
+    if (own := settings.server_tls()) is not None:
+        tried("tls", (own.certificate, own.key, own.client_ca), own.context)
+    show_or_check(args, layers, path)
+    return OK
 
 
 # -- enrol ------------------------------------------------------------------------------
@@ -139,21 +173,23 @@ def _enrol(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from upseal.fleet.http import logs
     from upseal.fleet.relay.relay import Relay
 
+    if asked_only(args):
+        return _looked_at(args)
     settings = _settings(args)
-    logs.setup(level=level_of_logs(args, settings))
-    if args.listen is not None:
-        settings = replace(settings, listen=args.listen)
+    logs.setup(level=settings.log_level)
     try:
         relay = Relay(settings)
     except ValueError as error:
         raise Failure(BAD, f"the relay's folder cannot be used: {error}") from error
-    with relay, doing(f"take requests at {settings.listen}"):
-        relay.serve()
+    service = service_of_process()
+    try:
+        with relay, doing(f"take requests at {settings.listen}"):
+            relay.serve(service=service)
+    finally:
+        service.close()
     return OK
 
 
@@ -208,4 +244,16 @@ def _forget(args: argparse.Namespace) -> int:
     return forget_parent(_settings(args).directory)
 
 
-_ACTS = {"enrol": _enrol, "run": _run, "status": _status, "forget-parent": _forget}
+def _health(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    tls = settings.tls.certificate is not None
+    return health.serving(settings.directory, tls=tls, ready=args.ready)
+
+
+_ACTS = {
+    "enrol": _enrol,
+    "run": _run,
+    "status": _status,
+    "forget-parent": _forget,
+    "health": _health,
+}

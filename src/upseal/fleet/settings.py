@@ -25,6 +25,10 @@ ANY = "any"
 """In ``parent_ids``: every relay of the manifest, and the server."""
 SERVER = "server"
 """The server's name in its capabilities, where a relay has its id."""
+SECRET = "secret"  # noqa: S105 - a name
+"""In a field's metadata: it is not shown, and may stand in a file of its own."""
+FILE_ONLY = "file_only"
+"""In a field's metadata: others read it in the file as well, so it stands there alone."""
 _FILE_MAX = 1 << 20
 _Section = TypeVar("_Section")
 _KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
@@ -75,18 +79,28 @@ def read_table(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         SettingsError: it is too long, or not TOML.
     """
+    table = read_toml(path)
+    table.setdefault("directory", str(path.resolve().parent))
+    return table
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What stands in a file, and nothing else.
+
+    Raises:
+        OSError: it cannot be read.
+        SettingsError: it is too long, or not TOML.
+    """
     with open(path, "rb") as file:
         data = file.read(_FILE_MAX + 1)
     if len(data) > _FILE_MAX:
         raise SettingsError(f"{path} is longer than any settings")
     try:
-        table = tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except RecursionError:
         raise SettingsError(f"{path} is not TOML: nested too deep") from None
     except ValueError as error:  # also of numbers with too many digits, and of what is no UTF-8
         raise SettingsError(f"{path} is not TOML: {error}") from error
-    table.setdefault("directory", str(path.resolve().parent))
-    return table
 
 
 def checked(

@@ -4,7 +4,8 @@
     deployment.toml   settings, read by the server as well
     signing.pem       signs manifests; the next one, while it is announced: signing-<key id>.pem
     ca.pem, ca.key    the authority that certifies encryption keys
-    keys/             the server's private keys: <generation>-<key id>.pem
+    keys/             the server's private keys: <generation>-<key id>.pem, or .ref where one is
+                      kept elsewhere
     enrol.pem         private key that enrolment requests are sealed to
     receipt.pem       signs receipts
     server.db         unless the database is elsewhere
@@ -27,8 +28,9 @@ from typing import Any
 
 from upseal.core.keys import KINDS
 from upseal.fleet.admin.refusals import Unusable
+from upseal.fleet.configuration import secret
 from upseal.fleet.files import sync_directory, write_new_private, write_private
-from upseal.fleet.server.settings import DATABASE, FILE, FIPS_KINDS, HOST, PORT, Calendar
+from upseal.fleet.server.settings import DATABASE, FILE, FIPS_KINDS, HOST, PORT, Calendar, schema
 
 SETTINGS = FILE
 SQLITE = "sqlite:///"
@@ -47,11 +49,17 @@ class Settings:
     port: int = PORT
     fips: bool = False
     key_type: str = "x25519"
+    """Of the next encryption key: `x25519`, `p256`, `mlkem768-x25519`, `rsa2048`, `rsa3072` or
+    `rsa4096`."""
     signing_key: str = "signing.pem"
+    """The key that signs manifests; a relative path begins at the folder."""
     ca_cert: str = "ca.pem"
+    """The certificate of what certifies encryption keys."""
     ca_key: str = "ca.key"
+    """Its key."""
     manifest_days: int = Calendar.manifest_days
     certificate_days: int = 825
+    """How long a certificate of an encryption key is good."""
     warn_days: int = Calendar.warn_days
     silent_hours: int = Calendar.silent_hours
     drain_hours: int = Calendar.drain_hours
@@ -169,9 +177,11 @@ def load_settings(folder: Path) -> Settings:
     except UnicodeDecodeError as error:
         raise _wrong(path, error) from error
     try:
-        return Settings.from_toml(text)
+        settings = Settings.from_toml(text)
+        elsewhere = secret(schema(), "database")
     except ValueError as error:  # of tomllib as well
         raise _wrong(path, error) from error
+    return settings if elsewhere is None else replace(settings, database=elsewhere)
 
 
 def update_settings(folder: Path, **values: str) -> None:
@@ -283,7 +293,9 @@ def remove(path: Path) -> None:
 def key_files(folder: Path) -> Mapping[tuple[int, str], Path]:
     """The server's private keys, by generation and key id, as their names say."""
     found = {}
-    for path in sorted((folder / "keys").glob("*-*.pem")):
+    for path in sorted((folder / "keys").glob("*-*.*")):
+        if path.suffix not in (".pem", ".ref"):
+            continue
         generation, _, key_id = path.stem.partition("-")
         if generation.isdecimal() and len(key_id) == 16:
             found[int(generation), key_id] = path

@@ -383,6 +383,11 @@ class Agent:
         return self._sender
 
     @property
+    def uploading(self) -> Uploading | None:
+        """What sends whole files, likewise."""
+        return self._uploading
+
+    @property
     def one(self) -> OneSender:
         """Who may send."""
         return self._one

@@ -84,7 +84,7 @@ class Sender:
         self._pace = Pace(settings.send, tally)
         self._beacons = Beacons(self._deliveries, self._pace, settings.send)
         self._epoch = os.urandom(16)
-        self._sequence = 0
+        self._sequence = self.turns = 0
         self._refresh_at = 0.0
         self._refreshing = False
         self._refreshed = False
@@ -118,6 +118,7 @@ class Sender:
                 except Exception as error:  # whatever it is, reports must go on
                     event(_log, "unexpected error", level=logging.ERROR, error=error, exc=error)
                     self._pace.hold("unexpected error", error)
+                self.turns += 1
                 self._wake.wait(self._pause())
         finally:
             self._workers.stop(_STOP)
@@ -365,6 +366,11 @@ class Sender:
         self._publish()
 
     @property
+    def progress(self) -> tuple[bool, int]:
+        """Whether there are requests under way, and how many were made."""
+        return self._workers.progress
+
+    @property
     def withheld(self) -> bool:
         """Whether nothing may be sent as things are."""
         return isinstance(self._decision, Withhold)
@@ -386,6 +392,7 @@ class Sender:
             "trouble": self._pace.trouble,
             "last_receipt": self._answers.last_receipt,
             "epoch": self._epoch.hex(),
+            **self._parent.facts(),
         }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from upseal.fleet.policy import Level
 from upseal.fleet.settings import (
@@ -30,6 +30,9 @@ from upseal.fleet.settings import (
     written,
 )
 
+if TYPE_CHECKING:
+    from upseal.fleet.configuration import Schema
+
 DEFAULT_DIRECTORY = Path("/var/lib/upseal")
 FILE_NAME = "agent.toml"
 LEVEL_VARIABLE = "UPSEAL_LEVEL"
@@ -44,8 +47,11 @@ class Batch:
     """When what was reported becomes a unit, and how large one gets."""
 
     reports: int = 1000
+    """A unit is made of so many."""
     bytes: int = 1 << 20
+    """Or of so many bytes, sealed."""
     seconds: float = 5.0
+    """Or so many seconds after the oldest was reported."""
 
     def __post_init__(self) -> None:
         within("batch.reports", self.reports, 1, _UNIT_REPORTS_MAX)
@@ -58,6 +64,7 @@ class SpoolLimits:
     """How much waits on the disk, and what happens at the limit."""
 
     max_bytes: int = 256 << 20
+    """Sealed bytes that wait."""
     full: str = "refuse"
     """``refuse``: `report` raises. ``drop-oldest``: the oldest go, counted and told upwards."""
     min_free: int = 8 << 20
@@ -114,6 +121,7 @@ class Http:
     """How the parent is spoken to."""
 
     timeout: float = 30.0
+    """Seconds that the parent may be silent."""
     wait: float = 10.0
     """Seconds that the parent may hold an answer back until the receipt is there."""
     ca: str | None = None
@@ -177,14 +185,19 @@ class Settings:
     """All of it. A folder belongs to one agent: keys, spool and what it believes live there."""
 
     parent: str
+    """``http://HOST:PORT`` or ``https://HOST:PORT`` of the relay or server above."""
     directory: Path = DEFAULT_DIRECTORY
+    """The folder of keys, spool and what is believed. Of a file: the folder that it lies in."""
     level: Level = Level.OPTIONAL
+    """``required``, ``optional`` or ``none``. The manifest may say otherwise, and UPSEAL_LEVEL."""
     name: str = field(default_factory=host_name)
+    """1 to 128 printable characters; the host's name unless it is set."""
     fips: bool = False
     """Keys of P-256 instead of X25519 and Ed25519."""
     listen: str | None = None
     """``host:port`` for health and metrics; None for neither."""
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
     parent_ids: tuple[str, ...] | None = None
     """Whose capabilities count: relay ids, ``server``, or ``any``; None: of who answers first."""
     batch: Batch = Batch()
@@ -246,6 +259,13 @@ _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
         "metrics": MetricsFile,
     }
 )
+
+
+def schema() -> Schema:
+    """What can be set, and by which names."""
+    from upseal.fleet.configuration import schema_of
+
+    return schema_of("agent", Settings, _SECTIONS)
 
 
 def parse_level(value: Any, where: str) -> Level:

@@ -29,7 +29,7 @@ class Workers:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._busy = 0
+        self._busy = self._done = 0
         self._stopped = False
 
     def submit(self, work: Callable[..., object], *args: Any) -> None:
@@ -64,6 +64,12 @@ class Workers:
         finally:
             with self._lock:
                 self._busy -= 1
+                self._done += 1
+
+    @property
+    def progress(self) -> tuple[bool, int]:
+        """Whether there is something to do, and how much was done."""
+        return self._busy > 0, self._done
 
     def stop(self, patience: float) -> bool:
         """Takes no more; waits a little for what runs. False if something still does."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -29,6 +29,10 @@ from upseal.fleet.http.logs import event
 from upseal.fleet.http.protocol import Limits, Protocol
 from upseal.fleet.http.rates import limited
 from upseal.fleet.http.tls import Renewing
+from upseal.fleet.sockets import prepare
+
+if TYPE_CHECKING:
+    from upseal.fleet.notify import Service
 
 __all__ = ["Address", "Limits", "ServerTls", "in_thread", "serve"]
 
@@ -95,17 +99,20 @@ def serve(
     limits: Limits = _USUAL,
     on_started: Callable[[Address], object] | None = None,
     stop: threading.Event | None = None,
+    service: Service | None = None,
 ) -> None:
     """Serves until a signal comes or ``stop`` is set; raises what the application's lifespan did.
 
     Port 0 takes a free one; ``on_started`` is told which, once requests are taken. Signals are
-    heard in the main thread only. OSError if the address cannot be had.
+    heard in the main thread only. Sockets that ``service`` has are served on in place of host and
+    port, and it is told of every turn of the loop, and when it ends. OSError if the address cannot
+    be had.
     """
     if not 0 <= port <= 65535:
         raise ValueError("a port is between 0 and 65535")
     renewing = None if tls is None else tls.renewing()
     limits = _afforded(limits)
-    sockets = _bound(host, port)
+    sockets = service.take() if service is not None and service.sockets else _bound(host, port)
     try:
         config = uvicorn.Config(
             app,
@@ -121,7 +128,7 @@ def serve(
             timeout_keep_alive=limits.keep_alive,
             timeout_graceful_shutdown=limits.grace,
         )
-        _Server(config, app, sockets, renewing, limits, on_started, stop).run()
+        _Server(config, app, sockets, renewing, limits, on_started, stop, service).run()
     finally:
         for sock in sockets:
             sock.close()
@@ -199,10 +206,7 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # Inherited by what is accepted: a peer that is gone, or reads nothing, is noticed.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+            prepare(sock)
             taken = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
             sock.bind((where[0], taken, *where[2:]))
     except BaseException:
@@ -224,8 +228,10 @@ class _Server(uvicorn.Server):
         limits: Limits,
         on_started: Callable[[Address], object] | None,
         stop: threading.Event | None,
+        service: Service | None,
     ) -> None:
         super().__init__(config)
+        self._service = service
         self._app, self._sockets, self._tls = app, sockets, tls
         self._limits, self._on_started, self._stop = limits, on_started, stop
         metrics = getattr(app.state, "metrics", None)
@@ -274,6 +280,8 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
+        if self._service is not None:
+            self._service.ticks += 1
         if self._stop is not None and self._stop.is_set():
             self.should_exit = True
         return await super().on_tick(counter)
@@ -281,6 +289,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Requests, then the application."""
         event(_log, "stopping", running=len(self.server_state.tasks))
+        if self._service is not None:
+            self._service.stopping()
         stopping = getattr(self._app.state, "stopping", None)
         if stopping is not None:
             stopping.begin()

@@ -64,6 +64,8 @@ class Control:
         self.after: Callable[[], None] = lambda: None
         """Called after each look."""
         self._stop = threading.Event()
+        self.turns = 0
+        """Looks upwards, also those that came to nothing."""
         self._thread = threading.Thread(target=self._run, name="relay-control", daemon=True)
         self._sign()
 
@@ -148,6 +150,7 @@ class Control:
                 self.after()
             except Exception as error:
                 event(_log, "looking upwards failed", level=logging.ERROR, exc=error)
+            self.turns += 1
             self._stop.wait(self._settings.refresh.manifest)
 
     def _refresh_manifest(self) -> None:

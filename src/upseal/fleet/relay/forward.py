@@ -79,8 +79,10 @@ class Forwarder:
         self._backoff = Backoff(self._limits.retry, self._limits.retry_most)
         self._gate = 0.0
         self._has_pending = threading.Event()
+        self.turns = [0] * self._limits.workers
+        """Of each worker: it lives while they grow."""
         self._threads = [
-            threading.Thread(target=self._work, name=f"relay-forward-{i}", daemon=True)
+            threading.Thread(target=self._work, args=(i,), name=f"relay-forward-{i}", daemon=True)
             for i in range(self._limits.workers)
         ] + [threading.Thread(target=self._poll, name="relay-poll", daemon=True)]
 
@@ -108,8 +110,9 @@ class Forwarder:
 
     # -- the workers -----------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, which: int) -> None:
         while not self._stop.is_set():
+            self.turns[which] += 1
             if self._closed():
                 continue
             claimed: list[Claimed] = []

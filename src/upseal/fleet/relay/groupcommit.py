@@ -57,6 +57,8 @@ class GroupCommit:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self.turns = 0
+        """Of the thread: it lives while they grow, also with nothing to write if it has chores."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -86,6 +88,7 @@ class GroupCommit:
         due = time.monotonic() + self._every
         try:
             while jobs := self._next(due):
+                self.turns += 1
                 if jobs != [None]:
                     self._commit([job for job in jobs if job is not None])
                 if self._chores is not None and time.monotonic() >= due:

@@ -99,6 +99,11 @@ class Queue:
         self._lookup_lock, self._body_lock = threading.Lock(), threading.Lock()
         self._writer = GroupCommit(writer, chores=self._sweep, every=tidy, name="relay-queue")
 
+    @property
+    def turns(self) -> int:
+        """Of the thread that writes: it lives while they grow."""
+        return self._writer.turns
+
     # -- coming in -----------------------------------------------------------------
 
     def put(

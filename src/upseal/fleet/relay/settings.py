@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from upseal.fleet.http.rates import Rates
 from upseal.fleet.settings import (
@@ -30,6 +30,10 @@ from upseal.fleet.settings import (
     written,
 )
 
+if TYPE_CHECKING:
+    from upseal.fleet.configuration import Schema
+    from upseal.fleet.http.serving import ServerTls
+
 DEFAULT_DIRECTORY = Path("/var/lib/upseal-relay")
 FILE_NAME = "relay.toml"
 
@@ -39,12 +43,15 @@ class QueueLimits:
     """How much waits on the disk."""
 
     max_bytes: int = 1 << 30
+    """Of bodies that wait; beyond it 503."""
     max_bodies: int = 200_000
+    """Likewise."""
     hop_share: float = 0.5
     """How much of that one agent may hold: one gone wrong must not close the relay for the rest."""
     keep_results: float = 3600.0
     """Seconds that an answer stays for who asks late."""
     result_bytes: int = 256 << 20
+    """Of answers that stay."""
     min_free: int = 64 << 20
     """Bytes left free on the disk: to take a body out needs room too."""
 
@@ -64,7 +71,9 @@ class Forward:
     workers: int = 2
     """Requests to the parent at once."""
     bundle_bytes: int = 4 << 20
+    """Of one request to the parent."""
     bundle_bodies: int = 256
+    """Bodies in one request to the parent."""
     pending: int = 10_000
     """Bodies that the parent may have taken and not yet answered for."""
     wait: float = 10.0
@@ -72,6 +81,7 @@ class Forward:
     retry: float = 1.0
     """Seconds until something is tried again, growing from try to try."""
     retry_most: float = 60.0
+    """Seconds: up to this."""
 
     def __post_init__(self) -> None:
         within("forward.workers", self.workers, 1, 64)
@@ -88,6 +98,7 @@ class Repackage:
     """How a decrypting relay bundles what it opens."""
 
     records: int = 10_000
+    """Of one batch."""
     bytes: int = 8 << 20
     """Of one batch, sealed. Not more than the parent takes as one body."""
     window: float = 0.2
@@ -152,6 +163,7 @@ class Http:
     """Above, how the parent is spoken to; below, what is taken."""
 
     timeout: float = 30.0
+    """Seconds that the parent may be silent."""
     ca: str | None = None
     """A PEM file of authorities for the parent's TLS certificate, in place of the system's."""
     certificate: str | None = None
@@ -179,7 +191,9 @@ class Tls:
     """The relay's own listener."""
 
     certificate: str | None = None
+    """A PEM file; without it the relay speaks HTTP."""
     key: str | None = None
+    """A PEM file, if the private key is not in that of the certificate."""
     client_ca: str | None = None
     """A PEM file of authorities: only who has a certificate of theirs may connect."""
 
@@ -195,6 +209,7 @@ class Refresh:
     """How often the relay looks upwards, in seconds."""
 
     manifest: float = 5.0
+    """Between two looks for a new manifest."""
     capabilities: float = 600.0
     """Until the relay's own are signed again; any change of them is signed at once."""
 
@@ -208,17 +223,25 @@ class Settings:
     """All of it. A folder belongs to one relay: keys, queue and what it believes live there."""
 
     parent: str
+    """``http://HOST:PORT`` or ``https://HOST:PORT`` of the relay or server above."""
     directory: Path = DEFAULT_DIRECTORY
+    """The folder of keys, queue and what is believed. Of a file: the folder that it lies in."""
     name: str = field(default_factory=host_name)
+    """1 to 128 printable characters; the host's name unless it is set."""
     listen: str = "127.0.0.1:8441"
+    """``HOST:PORT``; port 0 takes a free one, and the file ``address`` says which."""
     decrypting: bool = False
+    """Opens what comes, and seals it to the server again."""
     accepts_sealed: bool = True
+    """Takes sealed reports, and says so, signed."""
     accepts_clear: bool = True
+    """Takes reports in clear."""
     fips: bool = False
     """Signing keys of P-256 instead of Ed25519."""
     parent_ids: tuple[str, ...] | None = None
     """Whose capabilities count: relay ids, ``server``, or ``any``; None: of who answers first."""
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
     queue: QueueLimits = QueueLimits()
     forward: Forward = Forward()
     repackage: Repackage = Repackage()
@@ -242,6 +265,15 @@ class Settings:
     def kind(self) -> str:
         """Of signing keys."""
         return "p256" if self.fips else "ed25519"
+
+    def server_tls(self) -> ServerTls | None:
+        """What to serve by TLS with, if the settings say so."""
+        from upseal.fleet.http.serving import ServerTls
+
+        tls = self.tls
+        if tls.certificate is None:
+            return None
+        return ServerTls(tls.certificate, tls.key, tls.client_ca)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -276,6 +308,13 @@ _SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
         "refresh": Refresh,
     }
 )
+
+
+def schema() -> Schema:
+    """What can be set, and by which names."""
+    from upseal.fleet.configuration import schema_of
+
+    return schema_of("relay", Settings, _SECTIONS)
 
 
 def toml_of(settings: Settings) -> str:

@@ -19,15 +19,25 @@
 from __future__ import annotations
 
 import math
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upseal.fleet.http.rates import Rates
-from upseal.fleet.settings import LEVELS, SettingsError, one_of, section
+from upseal.fleet.settings import (
+    FILE_ONLY,
+    LEVELS,
+    SECRET,
+    SettingsError,
+    one_of,
+    read_toml,
+    section,
+)
 
 if TYPE_CHECKING:
+    from upseal.fleet.configuration import Schema
     from upseal.fleet.http.serving import ServerTls
 
 _T = TypeVar("_T")
@@ -41,16 +51,47 @@ FIPS_KINDS = ("p256", "rsa2048", "rsa3072", "rsa4096")
 """Encryption keys for FIPS. The hybrid has X25519 in it, which is not approved."""
 
 
+@dataclass(frozen=True, slots=True)
+class Top:
+    """What stands in no table. Whoever acts as administrator reads it in the file as well."""
+
+    deployment: str = field(metadata={FILE_ONLY: True})
+    """32 hexadecimal digits that `upseal admin init` has drawn; never change them."""
+    name: str = field(default="", metadata={FILE_ONLY: True})
+    """1 to 48 printable characters."""
+    database: str = field(default=DATABASE, metadata={SECRET: True})
+    """A URL of SQLite (a relative path begins at the folder) or ``postgresql://...``. `upseal
+    admin` follows the environment in this, too."""
+    fips: bool = field(default=False, metadata={FILE_ONLY: True})
+    """Keys of P-256 and RSA alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """The table ``[listen]``."""
+
+    host: str = HOST
+    """A name or an address; ``0.0.0.0`` or ``::`` for all."""
+    port: int = PORT
+    """0 takes a free one; the file ``address`` says which."""
+
+
 @dataclass(frozen=True)
 class Calendar:
     """Of the table ``[admin]``, what the server's page counts by as well: days and hours."""
 
     manifest_days: int = 90
+    """How long a manifest is good."""
     warn_days: int = 21
+    """How early `upseal admin status` warns."""
     silent_hours: int = 24
+    """Who was not heard for so long is silent."""
     drain_hours: int = 24
+    """From the last use of an old key until it is safe to retire."""
     proof_hours: int = 24
+    """How long the proof of a key counts for `upseal admin enable`."""
     signing_wait_hours: int = 24
+    """From the announcement of a signing key to the switch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +103,21 @@ class Limits:
     opener_sessions: int = 262_144
     """Sessions remembered: more than there are clients, or each body costs an unwrap again."""
     max_body: int = 64 << 20
+    """Bytes of one request."""
     queue_bytes: int = 256 << 20
     """Bodies in hand at once; beyond it 503 with Retry-After."""
     group_units: int = 8192
     """Units in one transaction."""
     dead_letter_bytes: int = 1 << 30
+    """Bytes of bodies that wait for a key whose file is missing."""
     dead_letter_bytes_per_hop: int = 64 << 20
+    """Of those, from one agent or relay."""
     unwrap_share: float = 0.05
     """Part of a core that one agent's new sessions may cost; see `Throttle`."""
     unwrap_reserve: float = 5.0
+    """Seconds of that at once."""
     relay_factor: float = 10.0
+    """A relay gets so many times that."""
     results: int = 262_144
     """Answers, and receipts in them, kept for an hour for /v1/results."""
     uploads_folder: str = ""
@@ -97,6 +143,7 @@ class Limits:
     stored_upload_bytes: int = 0
     """Of stored files; beyond it new ones wait. 0: no bound. See `uploads.bound`."""
     connections: int = 8192
+    """At once; fewer, with a warning, where the system allows too few open files."""
     grace: int = 20
     """Seconds that running requests get when the server is asked to stop."""
     keep_days: int = 0
@@ -104,14 +151,17 @@ class Limits:
     keep_upload_days: int = 0
     """How long stored files are kept after they came in; 0: for ever. See `uploads.deleting`."""
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
     page: bool = True
     """The administrator's page, below ``/admin``."""
     page_session_hours: int = 12
     """From a login until it has to be done again."""
     tls_certificate: str = ""
-    """PEM files; relative paths begin at the folder."""
+    """A PEM file, without which the server speaks HTTP; relative paths begin at the folder."""
     tls_key: str = ""
+    """Of the certificate, if the private key is in another file."""
     tls_client_ca: str = ""
+    """Authorities: only who has a certificate of theirs may connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,25 +218,59 @@ class Settings:
         return ServerTls(certificate, key, authority)
 
 
+_SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
+    {"listen": Listen, "server": Limits, "rates": Rates}
+)
+
+_OTHERS = ("admin", "nats")
+"""Tables that others read, and check."""
+
+
+def schema() -> Schema:
+    """What can be set, and by which names, but for the tables of others."""
+    from upseal.fleet.configuration import schema_of
+
+    return schema_of("server", Top, _SECTIONS, loose=_OTHERS)
+
+
 def read_settings(folder: str | Path) -> Settings:
     """Reads a deployment's folder.
 
     Raises:
         SettingsError: something in it is not right.
     """
+    return settings_of(*read_table(folder))
+
+
+def read_table(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The path of the folder's file, and what stands in it.
+
+    Raises:
+        SettingsError: it cannot be read, or is not TOML.
+    """
     path = Path(folder).absolute() / FILE
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        return path, read_toml(path)
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except RecursionError:
-        raise SettingsError(f"{path} is not TOML: nested too deep") from None
-    except ValueError as error:  # also of numbers with too many digits, and of what is no UTF-8
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def settings_of(path: Path, found: Mapping[str, Any]) -> Settings:
+    """Settings of a table as TOML gives it.
+
+    Args:
+        path: the file; its folder is the deployment's.
+        found: what counts.
+
+    Raises:
+        SettingsError: something in it is not right.
+    """
+    _known(path, found, {f.name for f in fields(Top)} | {*_SECTIONS, *_OTHERS}, "it")
     deployment = _hex(path, found.get("deployment"))
     listen = found.get("listen", {})
     if not isinstance(listen, dict):
         raise SettingsError(f"{path}: [listen] must be a table")
+    _known(path, listen, {f.name for f in fields(Listen)}, "[listen]")
     host, port = _value(path, listen, "host", HOST), _value(path, listen, "port", PORT)
     if not 0 <= port < 1 << 16:
         raise SettingsError(f"{path}: a port is a number from 0 to 65535")
@@ -202,6 +286,13 @@ def read_settings(folder: str | Path) -> Settings:
         section(found.get("rates", {}), Rates, "rates"),
         _calendar(path, found.get("admin", {})),
     )
+
+
+def _known(path: Path, found: Mapping[str, Any], names: set[str], where: str) -> None:
+    for name in found:
+        if name not in names:
+            here = ", ".join(sorted(names))
+            raise SettingsError(f"{path}: {where} has no setting {name!r}; here are {here}")
 
 
 def _database(folder: Path, url: str) -> str:
@@ -221,7 +312,7 @@ def _hex(path: Path, value: Any) -> bytes:
     return deployment
 
 
-def _value(path: Path, found: dict[str, Any], name: str, default: _T) -> _T:
+def _value(path: Path, found: Mapping[str, Any], name: str, default: _T) -> _T:
     value = found.get(name, default)
     if type(value) is not type(default):
         raise SettingsError(f"{path}: {name} must be of type {type(default).__name__}")

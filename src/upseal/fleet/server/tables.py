@@ -175,7 +175,7 @@ dead_letters = Table(
     _bytes("hop"),
     Column("role", Text, nullable=False),
     _number("received"),
-    Column("reason", Text, nullable=False),  # "missing-key", "cannot-open" or "malformed"
+    Column("reason", Text, nullable=False),  # see `store.deadletters`
     Column("key_id", LargeBinary(8)),
     _number("size"),
     Column("attempts", Integer, nullable=False, server_default=_ZERO),

@@ -115,7 +115,8 @@ class Writer:
         self._jobs: deque[tuple[Job, Future[Outcome]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self.groups = 0
+        self.groups = self.turns = 0
+        self._writing = False
         self.busy_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="upseal-writer", daemon=True)
         self._thread.start()
@@ -123,6 +124,11 @@ class Writer:
     def __len__(self) -> int:
         """Jobs that wait."""
         return len(self._jobs)
+
+    @property
+    def progress(self) -> tuple[bool, int]:
+        """Whether there is something to write, and how many groups were tried."""
+        return bool(self._jobs) or self._writing, self.turns
 
     @property
     def alive(self) -> bool:
@@ -157,12 +163,15 @@ class Writer:
     def _run(self) -> None:
         while group := self._next():
             begun = time.perf_counter()
+            self._writing = True
             try:
                 self._write(group)
             except BaseException as error:  # a bug of ours must leave nobody waiting
                 for _, future in group:
                     if not future.done():
                         future.set_exception(error)
+            self._writing = False
+            self.turns += 1
             self.busy_seconds += time.perf_counter() - begun
 
     def _next(self) -> list[tuple[Job, Future[Outcome]]]:

@@ -88,6 +88,8 @@ class Uploading:
         self._pace = Pace(settings.send, tally)
         self._throttle = Throttle(settings.uploads.throttle)
         self._serial = -1
+        self.turns = 0
+        """Of the loop: it lives while they grow."""
         self._sweep_at = self._check_at = self._poll_at = self._told_at = 0.0
         self._poll_pause = _POLL_LEAST
 
@@ -97,6 +99,7 @@ class Uploading:
         """Until told to stop."""
         while not stop.is_set():
             self._wake.clear()
+            self.turns += 1
             more = False
             try:
                 more = self._turn(stop)
