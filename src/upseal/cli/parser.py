@@ -12,16 +12,20 @@ from upseal.cli.common import EXIT_CODES, USAGE, Failure, complain
 
 COMMANDS = {
     "keygen": ("upseal.cli.keygen", "make a key pair, or show the public key of a private one"),
+    "keys": ("upseal.cli.keys", "keep private keys in a process of their own; split one"),
     "cert": ("upseal.cli.cert", "put a public key into an X.509 certificate for encryption"),
     "seal": ("upseal.cli.seal", "encrypt a file, a pipe or reports to recipients"),
     "open": ("upseal.cli.opening", "decrypt and verify"),
+    "lines": ("upseal.cli.lines", "seal lines of logs in batches that log shippers can carry"),
     "explain": ("upseal.cli.explain", "say what sealed data is, without a key"),
     "bench": ("upseal.cli.bench", "measure this machine"),
+    "capacity": ("upseal.cli.fleet_capacity", "count what a fleet takes, and what is full first"),
     "demo": ("upseal.cli.demo", "show all of it on this host's own data, checked byte by byte"),
     "admin": ("upseal.cli.admin", "make a deployment, and manage its keys, clients and relays"),
     "agent": ("upseal.cli.agent", "join a deployment, take reports, send them"),
     "relay": ("upseal.cli.relay", "take reports from below, keep them, pass them on"),
     "server": ("upseal.cli.server", "run a deployment's server, and look at what it has stored"),
+    "doctor": ("upseal.cli.doctor", "say what is wrong on this machine, and what to do next"),
     "completion": ("upseal.cli.completion", "print completions for bash, zsh or fish"),
 }
 """Name: module (with ``arguments(parser)`` and ``run(args)``) and help. Add a command here."""
@@ -31,6 +35,7 @@ _ENVIRONMENT = """
 environment:
   UPSEAL_ENGINE      native or portable; otherwise the best here
   UPSEAL_BACKEND     ippcp or openssl, of the native engine
+  UPSEAL_FIPS        1: approved algorithms alone, in a FIPS provider, or none; 0: not so
   UPSEAL_PASSPHRASE  passphrase of private keys, in place of a prompt
   UPSEAL_DEBUG       1: full tracebacks
 
