@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from upseal.core.keys import PrivateKey
+from upseal.core.suites import SECRET_LEN
 from upseal.engine import resolve
 from upseal.errors import KeyUnavailable
 from upseal.integrations import keyprocess_wire as wire
@@ -274,7 +275,7 @@ class KeyServer:
         if key is None:
             return Code.NO_KEY, b""
         try:
-            done = _prove(key, data) if what == wire.READY else key.unwrap(data)
+            done = _prove(key, data) if what == wire.READY else _unwrap(key, data)
         except KeyUnavailable as error:
             with self._lock:
                 self._counts.unavailable += 1
@@ -341,6 +342,19 @@ def peer_of(sock: socket.socket) -> Peer:
     except OSError:  # an old kernel, or too many
         more = b""
     return Peer(pid, uid, frozenset([gid, *(g for (g,) in struct.iter_unpack("I", more))]))
+
+
+def _unwrap(key: Key, wrapped: bytes) -> bytes:
+    """A session secret, for the caller to wipe.
+
+    Raises:
+        ValueError: it is of another length, and no secret: OAEP carries what a sender likes. Python
+            has one object for all bytes of length 1, which must not be wiped.
+    """
+    secret = key.unwrap(wrapped)
+    if len(secret) != SECRET_LEN:
+        raise ValueError("not a session secret")
+    return secret
 
 
 def _prove(key: Key, challenge: bytes) -> bytes:
