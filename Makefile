@@ -14,6 +14,7 @@ LOCKED := $(PIP) install --no-compile --require-hashes --requirement requirement
 .DELETE_ON_ERROR:
 .PHONY: help test demo setup lint ctest pytest bench bench-full dist reproducible portable lock \
 	asan-python tsan-python memcheck-python check-c constant-time fuzz mutations defects faults slow cross-arm64 \
+	analytics deb \
 	profile instructions clean
 
 help: ## this list
@@ -78,6 +79,14 @@ lint: .venv/core ## ruff and mypy
 ctest: .venv/tools ## the C core's own tests, under sanitizers
 	scripts/ctest $(BIN)/python
 
+# pyspark comes as source alone; it is built by the setuptools that is locked.
+.venv/analytics: .venv/core requirements/analytics.txt
+	$(LOCKED)/analytics.txt --no-build-isolation
+	touch $@
+
+analytics: .venv/analytics ## the tests with Spark and Ray, which are 600 MB; needs Java 17
+	$(BIN)/python -m pytest $(PYTEST) tests/integrations/test_spark.py tests/integrations/test_ray.py
+
 pytest: .venv/core ## the Python tests; PYTEST='-k name' chooses
 	$(BIN)/python -m pytest $(PYTEST)
 
@@ -89,6 +98,9 @@ bench-full: .venv/bench-tools ## all of them, half an hour; let nothing else run
 
 dist: .venv/dist-tools ## sdist and wheel in dist/, audited and tried
 	scripts/dist $(BIN)/python
+
+deb: .venv/dist-tools ## a Debian package in build/, of this tree and the locked versions
+	scripts/deb $(BIN)/python
 
 reproducible: .venv/dist-tools ## builds both twice, in different surroundings, and compares them
 	scripts/reproducible $(BIN)/python

@@ -75,6 +75,7 @@ def test_the_clock_sees_leaks(done):
     assert float(found["leaky tag comparison"]) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_leak_in_the_core_is_found(tmp_path, leak):
     name, old, new = LEAKS[leak]

@@ -164,6 +164,7 @@ def until(holds):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @needs_systemd
 def test_all_works_under_what_they_forbid(tmp_path):
     """From enrolment to a sealed report and a file in the store, through a decrypting relay."""

@@ -50,6 +50,7 @@ def check(found):
     assert rotation["last"] == max(way["last"] for way in rotation["ways"].values())
 
 
+@pytest.mark.slow
 def test_it_runs_and_what_was_made_is_stored(tmp_path):
     found, words = run(tmp_path, *TINY, seconds=120)
     check(found)

@@ -95,6 +95,7 @@ def test_clocks_that_are_wrong_by_days(world, tmp_path):
     assert not world.alarms() & {"contradiction", "bad-signature", "bad-statement"}
 
 
+@pytest.mark.slow
 def test_clocks_of_relay_and_server_that_jump(world, tmp_path, request):
     """Forwards and backwards, minutes and days, while both run: nothing is lost or doubled."""
     clocks = {}

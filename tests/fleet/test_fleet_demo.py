@@ -96,6 +96,7 @@ def _files_and_page(facts):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "when"), [(signal.SIGTERM, b"files go up"), (signal.SIGKILL, b"enrolling")]
 )

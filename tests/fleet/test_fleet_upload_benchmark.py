@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fleet_uploads.py"
 TINY = ("--size=1", "--turns=1", "--ways=passing relay", "--large=2", "--held=10", "--seconds=1")
 
 
+@pytest.mark.slow
 def test_it_runs_and_all_that_was_sent_is_stored(tmp_path):
     target, folder = tmp_path / "uploads.json", tmp_path / "work"
     folder.mkdir()

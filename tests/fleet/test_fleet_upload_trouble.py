@@ -81,6 +81,7 @@ def test_files_that_are_odd(world):
     assert names >= set(every_name())
 
 
+@pytest.mark.slow
 def test_a_network_that_drops_delays_and_cuts(world):
     kinds = ("drop", "delay", "cut")
     for proxy in world.proxies.values():
@@ -102,6 +103,7 @@ def test_a_network_that_drops_delays_and_cuts(world):
     check_files(world)
 
 
+@pytest.mark.slow
 def test_an_upload_that_expires_is_begun_again(world):
     """The agent dies in the middle, for longer than the relay keeps what nobody sends on."""
     must, passing = world.members["must"], world.nodes["passing"]
@@ -218,6 +220,7 @@ def slow_down(world, who, *, no_more=False):
     who.restart()
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_to_open_a_file(world):
     """The body is at the server, and stays there until there is room for what is in it."""
     server, must = world.nodes["server"], world.members["must"]

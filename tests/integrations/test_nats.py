@@ -296,6 +296,7 @@ def test_what_is_killed_loses_nothing_and_doubles_nothing(tmp_path, postgresql, 
         assert not world.alarms()
 
 
+@pytest.mark.slow
 def test_openers_lose_nothing_of_what_nobody_sends_again(tmp_path, postgresql):
     """Each body is sent once; openers are killed while they work it off."""
     rng = seed_of("nats-openers")

@@ -14,6 +14,8 @@ from workers_support import descendants, files_with, fleet_reports, forms, in_me
 
 from upseal import Opener, PrivateKey
 
+pytest.importorskip("ray", reason="`make analytics` installs it")
+
 EXAMPLE = ROOT / "examples/ray/open_reports.py"
 COUNTING = """
 import os

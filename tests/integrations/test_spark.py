@@ -15,6 +15,8 @@ from workers_support import descendants, files_with, fleet_reports, forms, in_me
 
 from upseal import Opener, PrivateKey
 
+pytest.importorskip("pyspark", reason="`make analytics` installs it")
+
 pytestmark = [
     # Of pyspark 4.3 with pandas 3, at each use of Arrow.
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
