@@ -57,7 +57,7 @@ class Turn:
     units: int = 0
     seconds: float = 0.0
     again: int = 0
-    """Requests beyond one for each unit: 503, or still pending after the wait."""
+    """Requests beyond one for each unit: 429, 503, or still pending after the wait."""
     cpu: dict[str, float] = field(default_factory=dict)
     """Seconds, by process."""
     peak_mb: dict[str, float] = field(default_factory=dict)
@@ -209,7 +209,7 @@ class Load:
         path, asked = "/v1/units", body
         for _ in range(TRIES):
             status, answer, pause = await connection.request(agent, path, asked)
-            if status == 503:
+            if status in (429, 503):  # so many strangers with large units from one address, say
                 turn.again += 1
                 await asyncio.sleep(min(max(pause, 0.1), 5.0))
                 continue
