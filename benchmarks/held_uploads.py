@@ -14,8 +14,9 @@ from fleet_site import WAYS, SimAgent, Site
 
 from upseal.fleet.credentials import prove
 from upseal.fleet.http.client import Client
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.server.store import now_ms
-from upseal.fleet.uploads.words import UPLOADS, Ticket, path_of, proven
+from upseal.fleet.uploads.words import Ticket, path_of, proven
 
 PIECE = 64 << 10
 SIZE = 64 << 20

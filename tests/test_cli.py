@@ -184,6 +184,23 @@ def test_several_recipients_and_identities(keys):
     assert b"rsa " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGkz ada@host\n", "OpenSSH"),
+        ("ecdsa-sha2-nistp256 AAAAE2VjZHNh ada@host\n", "OpenSSH"),
+        ("age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kudkk4svqwr6x9t\n", "age"),
+        ("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDMEZ\n", "OpenPGP"),
+    ],
+)
+def test_keys_of_other_programs_are_named(tmp_path, text, whose):
+    path = tmp_path / "ada.pub"
+    path.write_text(text)
+    said = upseal("seal", "-r", path, data=b"x", code=1).stderr.decode()
+    assert f"is a key of {whose}, which upseal cannot seal to" in said
+    assert "upseal keygen" in said
+
+
 def test_mixed_recipients_need_a_word(keys):
     args = ("-r", keys / "x25519.pub.pem", "-r", keys / "mlkem768-x25519.pub.pem")
     assert b"--allow-mixed" in upseal("seal", *args, data=b"x", code=2).stderr

@@ -26,6 +26,7 @@ from upseal.fleet.http import results
 from upseal.fleet.http.apps import application
 from upseal.fleet.http.client import Unreachable
 from upseal.fleet.http.metrics import Metrics
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result, State
 from upseal.fleet.http.serving import in_thread
@@ -33,7 +34,7 @@ from upseal.fleet.units import Receipt, Status, fleet_context, open_receipt, sig
 from upseal.fleet.uploads.carrier import Carrier
 from upseal.fleet.uploads.shelf import Shelf, ShelfLimits
 from upseal.fleet.uploads.tus import Tus
-from upseal.fleet.uploads.words import UPLOADS, Announcement, Ticket, path_of
+from upseal.fleet.uploads.words import Announcement, Ticket, path_of
 
 TUS = {"tus-resumable": "1.0.0"}
 UPLOADS_QUICK = {"piece": 1 << 16, "min_free": 0}

@@ -26,11 +26,12 @@ from upseal.fleet.credentials import HopCheck, prove
 from upseal.fleet.http.apps import application
 from upseal.fleet.http.client import Client
 from upseal.fleet.http.metrics import Metrics
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.serving import in_thread
 from upseal.fleet.relay.uplink import Uplink
 from upseal.fleet.uploads.shelf import Shelf, ShelfLimits
 from upseal.fleet.uploads.tus import Tus
-from upseal.fleet.uploads.words import UPLOADS, Ticket, path_of, proven
+from upseal.fleet.uploads.words import Ticket, path_of, proven
 
 PIECE = 64 << 10
 TUS = {"tus-resumable": "1.0.0"}

@@ -567,7 +567,7 @@ def test_tries_grow_and_do_not_spin(site):
 
 
 def test_announced_again_when_its_report_is_gone(run, parent, file, monkeypatch):
-    monkeypatch.setattr(sending, "ANNOUNCE_AGAIN", {Verdict.PENDING: 0, Verdict.UNKNOWN: 0})
+    monkeypatch.setattr(jobs, "ANNOUNCE_AGAIN", {Verdict.PENDING: 0, Verdict.UNKNOWN: 0})
     agent = run()
 
     def nobody_heard(held, announcements):

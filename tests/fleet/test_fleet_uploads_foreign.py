@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from fleet_uploads_support import PIECE, SigningProxy, hop, limits, ticket_of
 
-from upseal.fleet.uploads.words import UPLOADS, path_of
+from upseal.fleet.http.paths import UPLOADS
+from upseal.fleet.uploads.words import path_of
 
 DATA = os.urandom(4 * PIECE + 4321)
 MODULE = Path(__file__).parents[2] / "build/npm/node_modules/tus-js-client"

@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from upseal.fleet.http import apps
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.problems import MEDIA_TYPE, Problem
 from upseal.fleet.http.results import State
 from upseal.fleet.uploads import tus
 from upseal.fleet.uploads.shelf import Shelf
-from upseal.fleet.uploads.words import UPLOADS, Ticket, path_of
+from upseal.fleet.uploads.words import Ticket, path_of
 
 DATA = os.urandom(PIECE * 2 + 1000)
 OCTETS = "application/offset+octet-stream"

@@ -28,7 +28,7 @@ from http_support import (
 
 from upseal import Opener, Sealer
 from upseal.integrations.asgi import OpeningMiddleware
-from upseal.integrations.http_bodies import Bound, Problem, codings, target_of
+from upseal.integrations.http.bodies import Bound, Problem, codings, target_of
 
 SEALED = {"Content_Encoding": "upseal"}
 
@@ -435,7 +435,7 @@ class Nothing:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Nothing())
 import upseal.integrations.asgi, upseal.integrations.wsgi
-for name in ("httpx", "requests", "http_manifest"):
+for name in ("httpx", "requests", "http.manifest"):
     try:
         __import__("upseal.integrations." + name)
     except ImportError as error:

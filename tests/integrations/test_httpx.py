@@ -32,7 +32,7 @@ from upseal import Opener, Padding, Sealer
 from upseal.fleet import jws
 from upseal.fleet.policy import Level
 from upseal.integrations.asgi import OpeningMiddleware
-from upseal.integrations.http_manifest import FollowManifest
+from upseal.integrations.http.manifest import FollowManifest
 from upseal.integrations.httpx import (
     AsyncSealingTransport,
     BodyChanged,

@@ -19,8 +19,8 @@ from upseal.fleet.server import upkeep
 from upseal.fleet.server.opening import KEY_RETRY
 from upseal.fleet.server.store import deadletters, units
 from upseal.fleet.units import Status, fleet_context
-from upseal.integrations import pkcs11_module
 from upseal.integrations.keys import open_key
+from upseal.integrations.pkcs11 import module as pkcs11_module
 
 # isort: split
 from fleet_server_support import Site, clear, sealed, until

@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from upseal import Opener, OpenError, PrivateKey, Sealer
-from upseal.integrations.line_outputs import Files, State, StateFile, TextFile
-from upseal.integrations.line_reading import sealed_in
-from upseal.integrations.line_sealing import Sealing, Stop
 from upseal.integrations.lines import Limits, LineOpener, LineSealer, open_lines
+from upseal.integrations.lines.outputs import Files, State, StateFile, TextFile
+from upseal.integrations.lines.reading import sealed_in
+from upseal.integrations.lines.sealing import Sealing, Stop
 from upseal.integrations.sealed_folder import SealedFolder
 
 ROOT = Path(__file__).parent.parent.parent

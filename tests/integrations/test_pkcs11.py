@@ -18,9 +18,10 @@ from keys_support import PIN, ROOT, SOFTHSM, Nss, Tokens, again, upseal
 from upseal import KeyOpener, KeyUnavailable, Opener, OpenError, PrivateKey, Sealer
 from upseal.core.suites import INFO
 from upseal.fleet.readiness import BadChallenge, answer_challenge, make_challenge
-from upseal.integrations import dhkem, pkcs11_module
 from upseal.integrations.keys import HeldKey, LazyKey, open_key
-from upseal.integrations.pkcs11_uri import parse
+from upseal.integrations.pkcs11 import dhkem
+from upseal.integrations.pkcs11 import module as pkcs11_module
+from upseal.integrations.pkcs11.uri import parse
 
 SECRET = bytes(range(32))
 
@@ -175,7 +176,7 @@ def test_a_wrong_pin_is_tried_once(tokens, tmp_path):
     program = """
 import sys, time
 from upseal import KeyUnavailable
-from upseal.integrations import pkcs11_module
+from upseal.integrations.pkcs11 import module as pkcs11_module
 from upseal.integrations.keys import open_key
 for words in ("refuses the PIN", "not tried again", "not tried again"):
     try:

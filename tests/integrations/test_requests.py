@@ -31,7 +31,7 @@ from urllib3.util import Retry
 
 from upseal import Opener, Padding, Sealer
 from upseal.integrations.asgi import OpeningMiddleware as AsgiOpeningMiddleware
-from upseal.integrations.http_manifest import FollowManifest
+from upseal.integrations.http.manifest import FollowManifest
 from upseal.integrations.requests import (
     BodyChanged,
     NotAgain,

@@ -23,7 +23,7 @@ from http_support import (
 )
 
 from upseal import Opener, OpenError, Sealer
-from upseal.integrations.http_bodies import Problem
+from upseal.integrations.http.bodies import Problem
 from upseal.integrations.wsgi import OpeningMiddleware
 
 SEALED = {"Content_Encoding": "upseal"}

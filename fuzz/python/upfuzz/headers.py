@@ -13,11 +13,12 @@ from upfuzz.harness import Target, attempt, check, same
 from upfuzz.mutators import json_bytes
 from upseal.fleet.http import prefer, responses, results
 from upseal.fleet.http.client import Response
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.problems import MEDIA_TYPE, MOST_DELAY, NAMES, Problem, delay
 from upseal.fleet.http.results import MalformedResults, Result, State
 from upseal.fleet.trail import parse_unit
 from upseal.fleet.uploads import tus
-from upseal.fleet.uploads.words import UPLOADS, Ticket, covered, parse_number, path_of, proven
+from upseal.fleet.uploads.words import Ticket, covered, parse_number, path_of, proven
 
 # -- uploads ---------------------------------------------------------------------------------------
 

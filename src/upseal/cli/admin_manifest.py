@@ -54,10 +54,13 @@ def add(acts: Any) -> None:
     )  # fmt: skip
     again.add_argument("--ca-cert", metavar="FILE", help="with --ca-key: change to this CA")
 
-    add_act(
+    back = add_act(
         acts, "recover", "bring a database that was restored from a backup forward", _recover,
         signs=False,
     )  # fmt: skip
+    back.add_argument(
+        "--trust", metavar="FILE", help="trust.json of a client or relay that has seen more"
+    )
 
     sign = add_act(
         acts, "signing-key", "change the key that signs manifests", _signing_key,
@@ -110,7 +113,7 @@ def _renew(args: argparse.Namespace) -> int:
 
 def _recover(args: argparse.Namespace) -> int:
     with opened(args) as deployment:
-        return tell(args, deployment.recover(dry_run=args.dry_run))
+        return tell(args, deployment.recover(args.trust, dry_run=args.dry_run))
 
 
 def _signing_key(args: argparse.Namespace) -> int:

@@ -53,6 +53,12 @@ def recipient(name: str) -> PublicKey:
             f"{shown(name)} is a private key, and recipients are public ones; "
             "get its public key with `upseal keygen --from`",
         )
+    if whose := _of_another_program(data):
+        raise Failure(
+            BAD,
+            f"{shown(name)} is a key of {whose}, which upseal cannot seal to; "
+            "its owner makes one with `upseal keygen`",
+        )
     try:
         key = PublicKey.from_certificate(data) if is_certificate else PublicKey.from_pem(data)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -62,6 +68,18 @@ def recipient(name: str) -> PublicKey:
     if is_certificate:
         _check_dates(name, data)
     return key
+
+
+def _of_another_program(data: bytes) -> str:
+    """Whose public key it is, if people have them and upseal cannot use them."""
+    start = data[:4096].lstrip()
+    if start.startswith((b"ssh-", b"ecdsa-sha2-", b"sk-ssh-", b"sk-ecdsa-")):
+        return "OpenSSH"
+    if start.startswith((b"age1", b"# public key: age1", b"# recipient: age1")):
+        return "age"
+    if b"-----BEGIN PGP PUBLIC KEY BLOCK-----" in start:
+        return "OpenPGP"
+    return ""
 
 
 def _check_dates(name: str, data: bytes) -> None:

@@ -22,7 +22,7 @@ from upseal.cli.common import IO, OK, USAGE, Failure, doing, say, say_json, show
 from upseal.cli.keyfiles import openers
 
 if TYPE_CHECKING:
-    from upseal.integrations.keyprocess_server import Key, KeyServer, Policy
+    from upseal.integrations.keyprocess.server import Key, KeyServer, Policy
 
 _PR_SET_DUMPABLE = 4
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -37,7 +37,7 @@ def serve(args: argparse.Namespace) -> int:
     policy = _policy(args)
     _keep_memory()
     load = _loader(args.identity, args.passphrase_file)
-    from upseal.integrations.keyprocess_server import KeyServer
+    from upseal.integrations.keyprocess.server import KeyServer
 
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="upseal: %(levelname)s %(message)s".lower()
@@ -91,7 +91,7 @@ def _loader(names: Sequence[str], passphrase_file: str | None) -> Callable[[], S
 
 
 def _policy(args: argparse.Namespace) -> Policy:
-    from upseal.integrations.keyprocess_server import Policy
+    from upseal.integrations.keyprocess.server import Policy
 
     uids = {_id(name, lambda n: pwd.getpwnam(n).pw_uid, "user") for name in args.allow_user}
     gids = {_id(name, lambda n: grp.getgrnam(n).gr_gid, "group") for name in args.allow_group}

@@ -29,7 +29,7 @@ from upseal.cli.keyfiles import add_passphrase_file, check_one_stdin, identity
 from upseal.cli.seal import CIPHERS, sealer_of
 
 if TYPE_CHECKING:
-    from upseal.integrations.line_outputs import Output
+    from upseal.integrations.lines.outputs import Output
 
 _NOTE = """\
 examples:
@@ -120,9 +120,9 @@ def _seal(args: argparse.Namespace) -> int:
     files = [os.path.abspath(name) for name in args.file if name != "-"]
     check_one_stdin([*(["-"] if not files else []), *args.recipient])
     check_engine()
-    from upseal.integrations.line_outputs import BadState, StateFile
-    from upseal.integrations.line_sealing import Sealing, Stop
     from upseal.integrations.lines import Limits
+    from upseal.integrations.lines.outputs import BadState, StateFile
+    from upseal.integrations.lines.sealing import Sealing, Stop
 
     try:
         limits = Limits(args.count, args.bytes, args.seconds)
@@ -175,7 +175,7 @@ def _check_sealing(args: argparse.Namespace) -> None:
 
 
 def _output(args: argparse.Namespace) -> Output:
-    from upseal.integrations.line_outputs import Files, Pipe, TextFile
+    from upseal.integrations.lines.outputs import Files, Pipe, TextFile
     from upseal.integrations.sealed_folder import SealedFolder
 
     if args.folder is not None:
@@ -203,8 +203,8 @@ def _open(args: argparse.Namespace) -> int:
     check_engine()
     from upseal.core.opener import Opener
     from upseal.errors import OpenError, UnknownRecipient
-    from upseal.integrations.line_reading import sealed_in
     from upseal.integrations.lines import LineOpener
+    from upseal.integrations.lines.reading import sealed_in
 
     opener = LineOpener(Opener([identity(i, args.passphrase_file) for i in args.identity]), context)
     writer = _Writer(args.source)

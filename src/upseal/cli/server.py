@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upseal.cli import health, server_nats
+from upseal.cli import health, server_backup, server_nats
 from upseal.cli.common import BAD, IO, OK, USAGE, Failure, complain, doing, positive
 from upseal.cli.configured import (
     add_configuration,
@@ -41,6 +41,8 @@ examples:
   upseal server deadletters replay -d /srv/upseal
   upseal server trace 3f2a9c0d51e7-17 -d /srv/upseal
   upseal server alarms -d /srv/upseal
+  upseal server backup -d /srv/upseal -r backup.pub.pem /backup/today.sealed
+  upseal server restore -d /srv/upseal -i backup.pem /backup/today.sealed
   upseal server uploads -d /srv/upseal --client web-1
   upseal server uploads -d /srv/upseal --get web-1/0123456789abcdef0123456789abcdef -o file
   upseal server uploads -d /srv/upseal --delete web-1/0123456789abcdef0123456789abcdef
@@ -67,6 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(run)
 
     server_nats.arguments(act)
+    server_backup.arguments(act)
 
     health.add_ready(act(*health.ABOUT))
 
@@ -136,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
             return health.serving(found.folder, tls=tls, ready=args.ready)
         if args.act in server_nats.ACTS:
             return server_nats.run(args, _settings(args), _more_files)
+        if args.act in server_backup.ACTS:
+            return server_backup.run(args, _settings)
         from upseal.cli import server_queries as queries
         from upseal.cli.server_trace import trace
         from upseal.cli.server_uploads import uploads

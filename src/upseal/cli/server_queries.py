@@ -23,7 +23,7 @@ from upseal.cli.common import (
 )
 from upseal.fleet.admin.acting import who
 from upseal.fleet.policy import Level, Reason
-from upseal.fleet.server.overview.alarms import names_of
+from upseal.fleet.server.overview.alarms import facts
 from upseal.fleet.server.store import Store, audit, clients, deadletters, units
 from upseal.fleet.server.store import alarms as store_alarms
 from upseal.fleet.server.store.activity import SEALED
@@ -205,35 +205,18 @@ def _list(args: argparse.Namespace, found: Sequence[deadletters.DeadLetter]) -> 
 def alarms(args: argparse.Namespace, store: Store) -> int:
     """Lists alarms, with the names of the clients they are about."""
     with store.reading() as db:
-        found = list(store_alarms.listing(db, args.since, args.limit))
-        names = names_of(db, found)
+        found = facts(db, store_alarms.listing(db, args.since, args.limit))
     if args.json:
-        say_json(
-            {
-                "alarms": [
-                    {
-                        "id": alarm.id,
-                        "kind": alarm.kind,
-                        "subject": alarm.subject.hex() or None,
-                        "client": names[alarm.subject],
-                        "first": alarm.first,
-                        "last": alarm.last,
-                        "times": alarm.times,
-                        "details": alarm.details,
-                    }
-                    for alarm in found
-                ]
-            }
-        )
+        say_json({"alarms": found})
         return OK
     if not found:
         say("no alarms\n")
         return OK
     rows = [
         [
-            when(alarm.last), alarm.kind, str(alarm.times),
-            names[alarm.subject] or alarm.subject.hex() or "-",
-            " ".join(f"{name}={value}" for name, value in alarm.details.items()),
+            when(alarm["last"]), alarm["kind"], str(alarm["times"]),
+            alarm["client"] or alarm["subject"] or "-",
+            " ".join(f"{name}={value}" for name, value in alarm["details"].items()),
         ]
         for alarm in found
     ]  # fmt: skip

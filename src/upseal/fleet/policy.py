@@ -189,6 +189,17 @@ def decide(level: Level, certificate: Certificate | Absent, parent: Parent) -> D
     return Seal(_with_relay(certificate.recipients, parent.recipient), reason)
 
 
+def actual(decision: Decision) -> str:
+    """``sealed``, ``clear`` or ``withheld``."""
+    match decision:
+        case Seal():
+            return "sealed"
+        case Clear():
+            return "clear"
+        case Withhold():
+            return "withheld"
+
+
 def _unsealed(level: Level, reason: Reason) -> Decision:
     return Withhold(reason) if level is Level.REQUIRED else Clear(reason)
 

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from upseal.core.opener import Opener
 from upseal.errors import OpenError, Truncated
-from upseal.integrations.http_bodies import Bound, Context, Problem
-from upseal.integrations.http_opening import (
+from upseal.integrations.http.bodies import Bound, Context, Problem
+from upseal.integrations.http.opening import (
     CLEAR,
     DRAIN,
     ENVELOPE_MAX,

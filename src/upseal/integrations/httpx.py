@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 from upseal.core.sealer import Sealer
-from upseal.integrations import http_sealing as sealing
-from upseal.integrations.http_bodies import (
+from upseal.integrations.http import sealing
+from upseal.integrations.http.bodies import (
     CODING,
     PROBLEM,
     Bound,
@@ -27,7 +27,7 @@ from upseal.integrations.http_bodies import (
     is_stale_key,
     target_of,
 )
-from upseal.integrations.http_sealing import ENVELOPE_MAX, BodyChanged, SealerMaker, Sealing, Upload
+from upseal.integrations.http.sealing import ENVELOPE_MAX, BodyChanged, SealerMaker, Sealing, Upload
 
 try:
     import anyio.to_thread
@@ -180,7 +180,7 @@ class SealingTransport(httpx.BaseTransport):
     """Seals what a client sends, by another transport.
 
     Args:
-        policy: `Recipients`, or `upseal.integrations.http_manifest.FollowManifest`.
+        policy: `Recipients`, or `upseal.integrations.http.manifest.FollowManifest`.
         transport: what sends; None: an ordinary one.
         context: as in docs/integrations/http.md, for proxies that rewrite paths.
         envelope_max: longer bodies are sealed chunk by chunk.

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import IO, Any
 
 from upseal.core.sealer import Sealer
-from upseal.integrations import http_sealing as sealing
-from upseal.integrations.http_bodies import (
+from upseal.integrations.http import sealing
+from upseal.integrations.http.bodies import (
     CODING,
     PROBLEM,
     Bound,
@@ -29,7 +29,7 @@ from upseal.integrations.http_bodies import (
     is_stale_key,
     target_of,
 )
-from upseal.integrations.http_sealing import ENVELOPE_MAX, BodyChanged, SealerMaker, Sealing, Upload
+from upseal.integrations.http.sealing import ENVELOPE_MAX, BodyChanged, SealerMaker, Sealing, Upload
 
 try:
     import requests
@@ -133,7 +133,7 @@ class SealingAdapter(HTTPAdapter):
     another adapter, but what never comes here does.
 
     Args:
-        policy: `Recipients`, or `upseal.integrations.http_manifest.FollowManifest`.
+        policy: `Recipients`, or `upseal.integrations.http.manifest.FollowManifest`.
         context: as in docs/integrations/http.md, for proxies that rewrite paths.
         envelope_max: longer bodies are sealed chunk by chunk.
         sealer: makes the sealer for some recipients: `functools.partial(Sealer, padding=...)`, say.

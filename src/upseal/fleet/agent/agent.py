@@ -26,7 +26,7 @@ from upseal.engine.buffers import Buffer, as_bytes
 from upseal.fleet import capabilities
 from upseal.fleet.agent import status as statuses
 from upseal.fleet.agent.gathering import Gatherer
-from upseal.fleet.agent.inventory import encode
+from upseal.fleet.agent.inventory import lost_reports
 from upseal.fleet.agent.membership import SPOOL_KEY, TRUST, Credentials, Membership
 from upseal.fleet.agent.onesender import OneSender
 from upseal.fleet.agent.parent import Believed, Parent, client_for
@@ -175,14 +175,7 @@ class Agent:
 
     def _notice(self, lost: int) -> bytes:
         """Tells the server what it will not see."""
-        return encode(
-            {
-                "property": "upseal_lost_reports",
-                "client": self.settings.name,
-                "lost": lost,
-                "time": round(time.time(), 3),
-            }
-        )
+        return lost_reports(self.settings.name, lost)
 
     # -- sending -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,18 @@ def encode(fact: Mapping[str, Any]) -> bytes:
         ValueError: it has no form in JSON.
     """
     return json.dumps(fact, separators=(",", ":"), default=str, allow_nan=False).encode("ascii")
+
+
+def lost_reports(client: str, lost: int) -> bytes:
+    """The agent's report of how many others the server will not see."""
+    return encode(
+        {
+            "property": "upseal_lost_reports",
+            "client": client,
+            "lost": lost,
+            "time": round(time.time(), 3),
+        }
+    )
 
 
 def once() -> Iterator[Fact]:

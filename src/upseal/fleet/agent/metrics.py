@@ -44,6 +44,12 @@ _UPLOADS = {
 }
 _WAITING = {"waiting": "Files that wait", "bytes": "Sealed bytes of files that wait"}
 _HOW = ("sealed", "clear")
+_ABOVE = {
+    "manifest_serial": ("manifest_serial", "Serial of its manifest; 0 while there is none"),
+    "manifest_expires": ("manifest_expires_seconds", "When its manifest expires, unix time"),
+    "clock_offset": ("clock_offset_seconds", "The parent's clock before ours"),
+}
+"""What the sender says of the way up, and what that is called here."""
 _log = logging.getLogger("upseal.agent")
 
 
@@ -71,6 +77,8 @@ class Collected(Collector):
                 yield self._counter(f"reports_{name}", text, getattr(counters, name))
             for name, text in _GAUGES.items():
                 yield self._gauge(f"spool_{name}", text, getattr(counters, name))
+            most = self._agent.settings.spool.max_bytes
+            yield self._gauge("spool_limit_bytes", "Where the spool is full", most)
             age = 0.0 if oldest is None else max(0, now_ms() - oldest) / 1000
             yield self._gauge("spool_age_seconds", "Age of the oldest report in the spool", age)
         yield from self._sending(depth)
@@ -124,6 +132,9 @@ class Collected(Collector):
         for stage, number in said.get("units", {}).items():
             units.add_metric([stage], number)
         yield units
+        for key, (name, text) in _ABOVE.items():
+            if key in said:
+                yield self._gauge(name, text, said[key])
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         return CounterMetricFamily(f"{self._prefix}_{name}", text, value=value)
@@ -136,6 +147,8 @@ def metrics_of(agent: Agent) -> Metrics:
     """All metrics of an agent."""
     metrics = Metrics("agent")
     metrics.registry.register(Collected(agent, metrics.prefix))
+    if agent.settings.http.certificate is not None:
+        metrics.certificates["client"] = agent.settings.http.certificate
     return metrics
 
 

@@ -232,6 +232,15 @@ class Parent:
         """Whether the manifest is past its expiry."""
         return self._trust.stale(now_ms())
 
+    def facts(self) -> dict[str, float]:
+        """For whoever watches: times in seconds; the clock's is 0 until the parent minds it."""
+        manifest = self._trust.manifest
+        return {
+            "manifest_serial": 0 if manifest is None else manifest.serial,
+            "manifest_expires": 0 if manifest is None else manifest.expires / 1000,
+            "clock_offset": self._offset / 1000,
+        }
+
     def names(self) -> list[str]:
         """The relays above, nearest first, as far as they have said so themselves."""
         return ["server" if hop.relay is None else hop.relay.name for hop in self._hops]

@@ -25,7 +25,7 @@ from upseal.fleet.agent.spool import Spool, SpoolDamaged, SpoolError
 from upseal.fleet.agent.tally import Alarms, Tally
 from upseal.fleet.agent.workers import Workers
 from upseal.fleet.http.logs import event
-from upseal.fleet.policy import Clear, Decision, Level, Seal, Withhold, decide
+from upseal.fleet.policy import Decision, Level, Seal, Withhold, actual, decide
 from upseal.fleet.trust import TrustError
 
 TURN = 0.25
@@ -394,14 +394,3 @@ class Sender:
             "epoch": self._epoch.hex(),
             **self._parent.facts(),
         }
-
-
-def actual(decision: Decision) -> str:
-    """``sealed``, ``clear`` or ``withheld``."""
-    match decision:
-        case Seal():
-            return "sealed"
-        case Clear():
-            return "clear"
-        case Withhold():
-            return "withheld"

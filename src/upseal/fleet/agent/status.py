@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from upseal.fleet.agent.membership import TRUST
 from upseal.fleet.agent.parent import Believed
 from upseal.fleet.agent.rows import now_ms
-from upseal.fleet.agent.sender import actual
 from upseal.fleet.policy import Parent as Known
-from upseal.fleet.policy import decide
+from upseal.fleet.policy import actual, decide
 from upseal.fleet.trust import Trust
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ so without asking the disk. Results are kept for a while, for who asks late.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import math
 import sqlite3
@@ -18,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 from upseal.fleet.files import free_bytes
@@ -27,7 +25,7 @@ from upseal.fleet.http.results import MalformedResults, Result
 from upseal.fleet.relay import rows
 from upseal.fleet.relay.groupcommit import GroupCommit, connect
 from upseal.fleet.relay.rows import Claimed, Entry, Stats, Written
-from upseal.fleet.relay.turns import Turns
+from upseal.fleet.relay.turns import Later, Turns
 
 _REFUSING = 10.0
 _DISK_PAUSE = 5.0
@@ -77,8 +75,7 @@ class Queue:
         self._on_done = on_done
         self._entries: dict[bytes, Entry] = {}  # in the order they came
         self._ready: Turns[Entry] = Turns()
-        self._later: list[tuple[float, int, Entry]] = []
-        self._tie = count()
+        self._later: Later[Entry] = Later()
         self._bytes = self._in_flight = self._results = self._result_bytes = 0
         self._held: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
         self._changed = threading.Condition()
@@ -213,9 +210,7 @@ class Queue:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return []
-                if self._later:
-                    left = min(left, max(0.0, self._later[0][0] - time.monotonic()))
-                self._changed.wait(left)
+                self._changed.wait(self._later.left(time.monotonic(), left))
             if self._claims_end:
                 return []
             size = 0
@@ -248,9 +243,8 @@ class Queue:
         return body
 
     def _due(self) -> bool:
-        now = time.monotonic()
-        while self._later and self._later[0][0] <= now:
-            self._ready.append(heapq.heappop(self._later)[2])
+        for entry in self._later.due(time.monotonic()):
+            self._ready.append(entry)
         # A body released may get its result all the same, from whoever claimed it.
         while self._ready and self._entries.get((one := self._ready.first()).id) is not one:
             self._ready.popleft()
@@ -327,7 +321,7 @@ class Queue:
                     entry.claimed = False
                     entry.attempts += counts
                     self._in_flight -= 1
-                    heapq.heappush(self._later, (at, next(self._tie), entry))
+                    self._later.put(at, entry)
             self._changed.notify_all()
 
     # -- asking --------------------------------------------------------------------

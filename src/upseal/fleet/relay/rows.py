@@ -93,11 +93,14 @@ def prepare(db: sqlite3.Connection) -> list[Waiting]:
     """Makes the tables in a new file; what is queued in an old one, in the order it came.
 
     Raises:
-        ValueError: another version's file.
+        ValueError: a newer release's file; it stays as it is.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):
-        raise ValueError(f"the queue's file is of version {version}, known is {_VERSION}")
+        raise ValueError(
+            f"the queue was made by a newer release: it is of version {version}, and known is "
+            f"{_VERSION}; run that release again, until the queue is empty"
+        )
     db.executescript(_SCHEMA)
     db.execute(f"PRAGMA user_version={_VERSION}")
     rows = db.execute(

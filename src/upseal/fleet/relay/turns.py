@@ -6,7 +6,10 @@ One that sends without end delays itself: the others' next body goes after one o
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 
@@ -50,3 +53,24 @@ class Turns(Generic[T]):
         else:
             del self._hops[hop]
         return entry
+
+
+class Later(Generic[T]):
+    """Bodies whose turn is not before their time. Not safe for threads."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._tie = count()
+
+    def put(self, at: float, entry: T) -> None:
+        """Not before then, by the monotonic clock."""
+        heapq.heappush(self._heap, (at, next(self._tie), entry))
+
+    def due(self, now: float) -> Iterator[T]:
+        """Those whose time has come, taken out."""
+        while self._heap and self._heap[0][0] <= now:
+            yield heapq.heappop(self._heap)[2]
+
+    def left(self, now: float, most: float) -> float:
+        """Seconds until the next is due, or ``most`` if that is sooner."""
+        return min(most, max(0.0, self._heap[0][0] - now)) if self._heap else most

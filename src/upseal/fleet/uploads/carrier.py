@@ -16,8 +16,9 @@ from typing import Final, Protocol
 
 from upseal.fleet.http.client import Response, Unreachable
 from upseal.fleet.http.logs import event
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.problems import Problem
-from upseal.fleet.uploads.words import UPLOADS, Ticket, parse_number, path_of
+from upseal.fleet.uploads.words import Ticket, parse_number, path_of
 
 __all__ = ["LEAST_PIECE", "Carrier", "Link", "Source", "Throttle"]
 

@@ -36,13 +36,14 @@ from upseal.fleet.credentials import Hop
 from upseal.fleet.encoding import from_hex
 from upseal.fleet.http.apps import let_go, patience, read_parts
 from upseal.fleet.http.logs import event
+from upseal.fleet.http.paths import UPLOADS
 from upseal.fleet.http.problems import Problem
 from upseal.fleet.http.results import Result
 from upseal.fleet.http.seldom import Seldom
 from upseal.fleet.uploads.checking import Checking
 from upseal.fleet.uploads.refusals import problem_of, refused
 from upseal.fleet.uploads.shelf import Held, NoRoom, Shelf
-from upseal.fleet.uploads.words import UPLOADS, Ticket, covered, parse_number, path_of
+from upseal.fleet.uploads.words import Ticket, covered, parse_number, path_of
 
 __all__ = ["ALGORITHMS", "EXTENSIONS", "VERSION", "Tus"]
 

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from upseal.engine.buffers import Buffer, view
+from upseal.fleet.http.paths import UPLOADS
 
-UPLOADS: Final = "/v1/uploads"
-"""Where bodies are created; each is below it by its id in hex."""
 UPLOAD_LEN: Final = 16
 NAME_MAX: Final = 1024
 SIZE_MAX: Final = 2**63 - 1

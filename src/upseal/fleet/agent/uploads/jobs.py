@@ -165,6 +165,17 @@ class Verdict(enum.Enum):
     NONE = "none"
     """Nothing that counts."""
 
+    @property
+    def announce_after(self) -> int:
+        """Milliseconds after which a body that is not stored is announced once more.
+
+        Its report may be gone from the spool, and not have come to where the body is.
+        """
+        return ANNOUNCE_AGAIN[self]
+
+
+ANNOUNCE_AGAIN = {Verdict.UNKNOWN: 600_000, Verdict.PENDING: 6 * 3_600_000}
+
 
 def judged(
     result: Result | None, digest: bytes, keys: Mapping[bytes, VerifyKey], deployment: bytes,

@@ -40,9 +40,6 @@ _LEAST_TURN = 0.01
 _CHECK, _SWEEP, _TOLD, _ASKED = 5.0, 3600.0, 1.0, 1024
 _WAIT = 2.0  # seconds that an answer may be held back: this thread has other things to do
 _POLL_LEAST, _POLL_MOST, _LOOK_AGAIN = 0.2, 15.0, 3600.0
-ANNOUNCE_AGAIN = {Verdict.UNKNOWN: 600_000, Verdict.PENDING: 6 * 3_600_000}
-"""Milliseconds after which a body that is not stored is announced once more: its report may be gone
-from the spool, and not have come to where the body is."""
 _log = logging.getLogger("upseal.agent")
 
 
@@ -322,11 +319,11 @@ class Uploading:
                 self._jobs.again(job, now, "refused by the server")
             case Verdict.PENDING:
                 job.why = None
-                self._announce(job, ANNOUNCE_AGAIN[verdict])
+                self._announce(job, verdict)
             case Verdict.UNKNOWN:
                 self._tally.add("unknown")
                 self._jobs.again(job, now, None, at_once=True)
-                self._announce(job, ANNOUNCE_AGAIN[verdict])
+                self._announce(job, verdict)
                 if job.tries > 1:  # a hop that was begun again may have found it to be malformed
                     self._look(job, now, None)
             case _:
@@ -334,10 +331,10 @@ class Uploading:
                 self._sender.refresh_soon()  # its key may be newer than our manifest
                 self._jobs.again(job, now, "an answer without our receipt")
 
-    def _announce(self, job: Job, after: int) -> None:
+    def _announce(self, job: Job, verdict: Verdict) -> None:
         """Once more, if that was long ago and its report has left the spool."""
         assert job.body is not None
-        if self._ledger.announce_again(job.number, job.body.announcement, after):
+        if self._ledger.announce_again(job.number, job.body.announcement, verdict.announce_after):
             self._tally.add("uploads_announced_again")
 
     def _end(self, job: Job, state: UploadState, row: Row | None = None, why: str = "") -> bool:

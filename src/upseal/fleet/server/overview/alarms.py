@@ -15,7 +15,7 @@ from upseal.fleet.server.store.alarms import Alarm
 def facts(db: Connection, found: Iterable[Alarm]) -> list[dict[str, Any]]:
     """For machines; ``client`` is None where the subject is nobody who is enrolled."""
     listed = list(found)
-    names = names_of(db, listed)
+    names = _names(db, listed)
     return [
         {
             "id": alarm.id,
@@ -33,7 +33,7 @@ def facts(db: Connection, found: Iterable[Alarm]) -> list[dict[str, Any]]:
     ]
 
 
-def names_of(db: Connection, found: Iterable[Alarm]) -> dict[bytes, str | None]:
+def _names(db: Connection, found: Iterable[Alarm]) -> dict[bytes, str | None]:
     """By subject, whom these are about; None for nobody who is enrolled."""
     names: dict[bytes, str | None] = {b"": None}
     for subject in {alarm.subject for alarm in found} - {b""}:

@@ -10,8 +10,8 @@ clients       ``add``, ``renew``, ``find``, ``by_hop``, ``named``, ``listing``, 
 coverage      ``note``, ``samples``, ``before``, ``thin``: clients over time
 deadletters   ``put``, ``listing``, ``ask``, ``settle``, ``drop``, ``usage``
 deletions     ``put``, ``left``, ``removed``, ``due``, ``drop``, ``stored_bytes``: of uploads
-keys          ``add``, ``set_state``, ``set_ready``, ``set_certificate``, ``remove``, ``find``,
-              ``listing``, ``drain``, ``prune_use``
+keys          ``add``, ``set_state``, ``set_ready``, ``remove``, ``find``, ``listing``,
+              ``drain``, ``prune_use``
 logins        ``add``, ``remove``, ``find``, ``listing``: of the page
 manifests     ``newest``, ``add``, ``chain``
 relays        ``put``, ``find``, ``listing``, ``set_listed``, ``put_key``, ``find_key``, ``keys``,

@@ -112,7 +112,8 @@ class Store:
                 version = get_meta(db, "schema")
             if version != str(tables.SCHEMA):
                 raise StoreError(
-                    f"the database is of version {version}, this upseal knows {tables.SCHEMA}"
+                    f"the database was made by a newer release: it is of version {version}, and "
+                    f"this upseal knows {tables.SCHEMA}; use that release, or a backup from before"
                 )
             if not there >= _ALL_TABLES:
                 store._add_tables()

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Double, Select, case, cast, func, insert, select, update
 
-from upseal.fleet.server.tables import agents, beacons, client_counts, clients, hops, streams
+from upseal.fleet.server.tables import agents, client_counts, clients, hops, streams
 
 _ASKED = 500
 NEVER = "never seen"
@@ -217,14 +217,6 @@ def count(db: Connection) -> dict[str, int]:
         .group_by(what)
     )
     return {row[0]: row[1] for row in db.execute(query)}
-
-
-def newest_beacons(db: Connection) -> dict[bytes, tuple[int, int, int]]:
-    """Agent: level, reason and when it was received, of the newest beacon of each."""
-    return {
-        bytes(row.agent): (row.level, row.reason, row.received)
-        for row in db.execute(select(beacons))
-    }
 
 
 def _agent(row: object) -> Agent:

@@ -96,11 +96,6 @@ def set_state(db: Connection, key_id: bytes, state: str, now_ms: int) -> None:
         raise KeyError(key_id.hex())
 
 
-def set_certificate(db: Connection, key_id: bytes, certificate: str) -> None:
-    """A new certificate of the same key."""
-    db.execute(update(keys).where(keys.c.key_id == key_id).values(certificate=certificate))
-
-
 def set_ready(db: Connection, key_id: bytes, now_ms: int) -> None:
     """Its holder answered a challenge."""
     db.execute(update(keys).where(keys.c.key_id == key_id).values(ready=now_ms))

@@ -24,8 +24,8 @@ from upseal.core.copies import refuse
 from upseal.core.keys import PublicKey
 from upseal.core.suites import INFO, SECRET_LEN, Suite
 from upseal.errors import KeyUnavailable
-from upseal.integrations import dhkem
-from upseal.integrations.pkcs11_uri import KeyUri, parse
+from upseal.integrations.pkcs11 import dhkem
+from upseal.integrations.pkcs11.uri import KeyUri, parse
 
 try:
     import pkcs11 as p11
@@ -34,10 +34,10 @@ try:
 except ImportError as error:
     raise ImportError("keys in tokens need python-pkcs11: pip install 'upseal[pkcs11]'") from error
 
-from upseal.integrations.pkcs11_module import Module, module_of, said
+from upseal.integrations.pkcs11.module import Module, module_of, said
 
 if TYPE_CHECKING:
-    from upseal.integrations.pkcs11_module import Session
+    from upseal.integrations.pkcs11.module import Session
 
 __all__ = ["Pkcs11Key"]
 

@@ -31,7 +31,7 @@ from pkcs11.exceptions import (
 
 from upseal.core.forks import renew_in_children
 from upseal.errors import KeyUnavailable
-from upseal.integrations.pkcs11_uri import KeyUri
+from upseal.integrations.pkcs11.uri import KeyUri
 
 _PATIENCE = 30.0
 """Seconds to wait for a library that is busy, or hangs."""

@@ -23,8 +23,8 @@ from upseal.core.keys import PrivateKey
 from upseal.core.suites import SECRET_LEN
 from upseal.engine import resolve
 from upseal.errors import KeyUnavailable
-from upseal.integrations import keyprocess_wire as wire
-from upseal.integrations.keyprocess_wire import Code
+from upseal.integrations.keyprocess import wire
+from upseal.integrations.keyprocess.wire import Code
 from upseal.integrations.keys import HeldKey
 
 __all__ = ["KeyServer", "Peer", "Policy"]

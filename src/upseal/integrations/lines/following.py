@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from upseal.integrations.log_files import (
+from upseal.integrations.lines.log_files import (
     EDGE,
     digest,
     edges,

@@ -12,7 +12,7 @@ from upseal.core.keys import PublicKey
 from upseal.core.sealer import Sealer
 from upseal.core.uploads import sealed_size
 from upseal.engine.buffers import Buffer
-from upseal.integrations.http_bodies import (
+from upseal.integrations.http.bodies import (
     CODING,
     SEALED_WHEN_EMPTY,
     Bound,

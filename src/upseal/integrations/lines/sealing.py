@@ -12,9 +12,9 @@ from types import FrameType
 from typing import Any, Self
 
 from upseal.core.sealer import Sealer
-from upseal.integrations.following import Followed, Follower
-from upseal.integrations.line_outputs import Output, State, StateFile
 from upseal.integrations.lines import Limits, LineSealer
+from upseal.integrations.lines.following import Followed, Follower
+from upseal.integrations.lines.outputs import Output, State, StateFile
 
 _POLL = 0.25
 _GROUP_BYTES = 4 << 20

@@ -14,7 +14,7 @@ from upseal.core.reader import OpeningReader
 from upseal.core.uploads import FRONT_MAX, plain_size
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
 from upseal.errors import OpenError, Truncated, UnknownRecipient
-from upseal.integrations.http_bodies import (
+from upseal.integrations.http.bodies import (
     PROBLEM,
     SEALED_WHEN_EMPTY,
     Bound,

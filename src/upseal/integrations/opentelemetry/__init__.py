@@ -32,7 +32,7 @@ from upseal.core.opener import Opener
 from upseal.core.sealer import Sealer
 from upseal.engine.sizes import RECORD_MAX
 from upseal.errors import OpenError
-from upseal.integrations.opentelemetry_carrier import Collector, NotExported, sealed_in
+from upseal.integrations.opentelemetry.carrier import Collector, NotExported, sealed_in
 from upseal.integrations.sealed_folder import SealedFolder
 
 __all__ = [

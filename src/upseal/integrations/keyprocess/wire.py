@@ -90,7 +90,8 @@ def split_keys(payload: bytes) -> list[bytes]:
     Raises:
         ValueError: it is not.
     """
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(payload):
         if at + _PEM.size > len(payload):
             raise ValueError("a list of keys is cut off")
