@@ -159,6 +159,7 @@ def application(
 
     shared = _Budget(budget)
     metrics.gauge("http_body_bytes", "Bytes of request bodies held", function=lambda: shared.held)
+    metrics.gauge("ready", "1 if /readyz says so", function=lambda: float(ready() is None))
     app = Starlette(
         routes=[
             *routes,

@@ -27,6 +27,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
+from upseal.fleet.http.process import File, Process
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = tuple(float(1 << power) for power in range(8, 25, 2))
@@ -62,6 +64,9 @@ class Metrics:
         self._lock = threading.Lock()
         # CPU seconds, memory and open files of the process, as every dashboard knows them.
         ProcessCollector(registry=self.registry)
+        self.certificates: dict[str, File] = {}
+        """Of TLS, as PEM files, by what they are for; their ends are shown."""
+        self.registry.register(Process(self.prefix, self.certificates))
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         """Only goes up; its name gets ``_total``."""

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from upseal.fleet.http.paths import ENROL, UPLOADS
 from upseal.fleet.http.problems import MOST_DELAY, Problem
 from upseal.fleet.settings import SettingsError, within
-from upseal.fleet.uploads.words import UPLOADS
 
 if TYPE_CHECKING:  # settings are read by commands that serve nothing
     from starlette.types import Scope
 
     from upseal.fleet.http.metrics import Metrics
 
-ENROL = "/v1/enrol"
 MOST_KEYS = 32_768
 """Buckets of one kind; beyond it the one that was asked least lately is forgotten."""
 _V6_PREFIX = 64
@@ -34,6 +33,11 @@ _HOP_PART, _STRANGERS_PART, _STRANGERS_THERE_PART = 0.5, 0.5, 0.125
 """Of the memory for bodies: one hop at one address; all whose credential was not seen before, and
 those of them at one address."""
 _KNOWN_ADDRESSES = 4096
+LIMITS = (
+    "address-connections", "address-failures", "address-requests", "connections", "hop-bytes",
+    "hop-requests", "unread-answers",
+)  # fmt: skip
+"""What requests and connections are turned away by."""
 _LEAST, _ROUNDED = 0.001, 1e-6
 """Seconds: the shortest wait, and how far sums of fractions may be off."""
 
@@ -294,6 +298,8 @@ class Gate:
 def limited(metrics: Metrics) -> Callable[[str], None]:
     """Counts what a limit has turned away."""
     counter = metrics.counter("http_limited", "Requests and connections turned away", ("limit",))
+    for limit in LIMITS:
+        counter.labels(limit)  # from 0 on: to Prometheus what begins at 1 has never risen
     return lambda limit: counter.labels(limit).inc()
 
 

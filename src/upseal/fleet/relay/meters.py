@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from upseal.core.opener import Sessions
 from upseal.fleet.http.metrics import SIZES, Metrics
+from upseal.fleet.manifest import Manifest
 from upseal.fleet.relay.queue import Queue
 from upseal.fleet.server.throttle import Throttle
 from upseal.fleet.uploads.shelf import Usage
@@ -32,6 +33,11 @@ class Meters:
         self.sent_bytes = counter("sent_bytes", "Bytes of those")
         self.opened = counter("bodies_opened", "Sealed bodies opened")
         self.unopened = counter("bodies_unopened", "Sealed bodies passed on closed", ("why",))
+        # From 0 on: to Prometheus what begins at 1 has never risen.
+        for problem in ("full", "parent-away"):
+            self.refused.labels(problem)
+        for why in ("damaged", "key-unavailable", "no-key", "throttled", "unknown-recipient"):
+            self.unopened.labels(why)
         self.repackaged = counter("units_repackaged", "Units sealed to the server again")
         self.missing = counter("receipts_missing", "Units without a good receipt; sent again")
         self.resent = counter("bodies_queued_again", "Bodies to be sent again", ("why",))
@@ -65,16 +71,32 @@ class Meters:
             function=lambda: since(usage().oldest),
         )
 
-    def watch(self, queue: Queue, away: Callable[[], bool], outstanding: Callable[[], int]) -> None:
-        """Gauges, asked when they are read."""
+    def watch(
+        self, queue: Queue, most: int, away: Callable[[], bool], outstanding: Callable[[], int]
+    ) -> None:
+        """Gauges, asked when they are read; ``most`` bytes fit into the queue."""
         gauge = self.metrics.gauge
         gauge("queue_bodies", "Bodies in the queue", function=lambda: queue.stats().bodies)
         gauge("queue_bytes", "Bytes in the queue", function=lambda: queue.stats().bytes)
+        gauge("queue_limit_bytes", "Where it is full", function=lambda: most)
         gauge("queue_age_seconds", "Age of the oldest body in it", function=lambda: age(queue))
         gauge("queue_in_flight", "Bodies on their way", function=lambda: queue.stats().in_flight)
         gauge("results_kept", "Results for who asks late", function=lambda: queue.stats().results)
         gauge("parent_away", "1 while the parent cannot be reached", function=lambda: float(away()))
         gauge("parent_pending", "Bodies the parent has not answered for", function=outstanding)
+
+    def watch_above(
+        self, manifest: Callable[[], Manifest | None], offset: Callable[[], float]
+    ) -> None:
+        """What it believes, and how far its clock is off the parent's, in seconds."""
+        gauge = self.metrics.gauge
+        gauge("manifest_serial", "Serial of its manifest", function=lambda: serial(manifest()))
+        gauge(
+            "manifest_expires_seconds",
+            "When its manifest expires, unix time",
+            function=lambda: expires(manifest()),
+        )
+        gauge("clock_offset_seconds", "The parent's clock before ours", function=offset)
 
     def watch_sessions(self, sessions: Callable[[], Sessions], throttle: Throttle) -> None:
         """Of a decrypting relay's opener."""
@@ -89,6 +111,16 @@ class Meters:
 def age(queue: Queue) -> float:
     """Seconds that the oldest body has been waiting; 0 if there is none."""
     return since(queue.stats().oldest)
+
+
+def serial(manifest: Manifest | None) -> float:
+    """Of that manifest; 0 while there is none."""
+    return 0.0 if manifest is None else float(manifest.serial)
+
+
+def expires(manifest: Manifest | None) -> float:
+    """Unix seconds; 0 while there is none."""
+    return 0.0 if manifest is None else manifest.expires / 1000
 
 
 def since(moment: int | None) -> float:

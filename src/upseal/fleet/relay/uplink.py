@@ -159,6 +159,11 @@ class Uplink:
         return self._away_since
 
     @property
+    def offset(self) -> float:
+        """Seconds that the parent's clock is before ours; 0 until the parent has minded it."""
+        return self._offset / 1000
+
+    @property
     def refusal(self) -> str | None:
         """The name of the problem the parent has with this relay itself."""
         return self._refusal

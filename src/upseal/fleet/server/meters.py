@@ -6,7 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from upseal.fleet.http.metrics import Metrics
+from upseal.fleet.policy import Reason
+from upseal.fleet.server.store import alarms, deadletters
+from upseal.fleet.server.store.activity import SEALED
 
+_UNOPENED = (
+    deadletters.CANNOT_OPEN, deadletters.MALFORMED, deadletters.MISSING_KEY,
+    "key-unavailable", "retired-key", "unknown-key",
+)  # fmt: skip
+_REFUSED = (
+    "bad-signature", "bad-statement", "foreign-deployment", "revoked-agent", "unknown-agent",
+)  # fmt: skip
+_UPLOADS = ("cannot-open", "malformed", "refused", "trouble", "unannounced", "wrong-agent")
 _LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 
 
@@ -42,9 +53,19 @@ class Meters:
         self.letters = gauge("dead_letters", "Dead letters kept")
         self.letter_age = gauge("dead_letter_age_seconds", "Age of the oldest dead letter")
         self.letter_bytes = gauge("dead_letter_bytes", "Bytes of dead letters kept")
+        self.letter_limit = gauge("dead_letter_limit_bytes", "Quota of dead letters")
         self.serial = gauge("manifest_serial", "Serial of the newest manifest")
         self.expires = gauge(
             "manifest_expires_seconds", "When the newest manifest expires, unix time"
+        )
+        self.enabled = gauge("encryption_enabled", "1 while the manifest has encryption enabled")
+        self.certificates = gauge(
+            "key_certificate_expires_seconds",
+            "When the first certificate of a generation of keys ends, unix time",
+            ("generation",),
+        )
+        self.used = gauge(
+            "key_last_used_seconds", "When a key was last used, unix time", ("generation", "state")
         )
         self.drain = gauge(
             "key_reports_last_hour", "Reports of the last hour by key", ("generation", "state")
@@ -54,10 +75,27 @@ class Meters:
         )
         self.keys_missing = gauge("keys_missing", "Keys in use that have no file here")
         self.clients = gauge("clients", "Enrolled clients by what they do", ("actual",))
-
+        self.members = gauge(
+            "members", "Agents by what they do, the silent and the revoked apart", ("does",)
+        )
+        self.orphaned = gauge("orphaned_clients", "Agents that must seal and cannot")
+        self.alarms = gauge("alarms_open", "Alarms that nobody has acknowledged", ("kind",))
         self.reasons = gauge(
             "client_reasons", "Enrolled clients by what they do and why", ("actual", "reason")
         )
+        # From 0 on: to Prometheus what begins at 1 has never risen.
+        for reason in Reason:
+            if int(reason) not in SEALED:
+                self.clear.labels(reason.label)
+        for why in _UNOPENED:
+            self.failures.labels(why)
+        for why in _REFUSED:
+            self.refused.labels(why)
+        for status in _UPLOADS:
+            for form in ("sealed", "clear"):
+                self.uploads.labels(form, status)
+        for kind in alarms.KINDS:
+            self.alarms.labels(kind)
 
     def watch(self, name: str, about: str, function: Callable[[], float]) -> None:
         """A gauge that is asked when it is read."""

@@ -17,7 +17,7 @@ class Recording:
     def __init__(self, store: Store, silent_hours: int) -> None:
         """Has written nothing yet."""
         self._store = store
-        self._silent_hours = silent_hours
+        self.silent_hours = silent_hours
         self._minute = 0
         self._thinned = 0
 
@@ -28,7 +28,7 @@ class Recording:
         if manifest is None or minute == self._minute:
             return False
         with self._store.reading() as db:
-            counts = Census(db, manifest, now, self._silent_hours).counts()
+            counts = Census(db, manifest, now, self.silent_hours).counts()
         by = counts.by
         sample = Sample(
             minute, by["sealed"], by["clear"], by["withheld"], by["silent"],
