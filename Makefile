@@ -14,7 +14,7 @@ LOCKED := $(PIP) install --no-compile --require-hashes --requirement requirement
 .DELETE_ON_ERROR:
 .PHONY: help test demo setup lint ctest pytest bench bench-full dist reproducible portable lock \
 	asan-python tsan-python memcheck-python check-c constant-time fuzz mutations defects faults slow cross-arm64 \
-	analytics deb \
+	analytics deb docs wheels \
 	profile instructions clean
 
 help: ## this list
@@ -99,8 +99,14 @@ bench-full: .venv/bench-tools ## all of them, half an hour; let nothing else run
 dist: .venv/dist-tools ## sdist and wheel in dist/, audited and tried
 	scripts/dist $(BIN)/python
 
+docs: .venv/core ## the site of docs/, in build/site; warnings are errors
+	scripts/docs-site $(BIN)/python
+
 deb: .venv/dist-tools ## a Debian package in build/, of this tree and the locked versions
 	scripts/deb $(BIN)/python
+
+wheels: .venv/dist-tools ## wheels for manylinux, musl and arm64 by zig, tried as far as that can be done here
+	scripts/wheels $(BIN)/python
 
 reproducible: .venv/dist-tools ## builds both twice, in different surroundings, and compares them
 	scripts/reproducible $(BIN)/python

@@ -2,13 +2,15 @@
 """Builds the C core; where that cannot be done, leaves it out and says so once."""
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-BUILD = os.environ.get("UPSEAL_BUILD")
+# Windows has no libcrypto that a wheel may load: docs/releasing.md.
+BUILD = os.environ.get("UPSEAL_BUILD") or ("portable" if sys.platform == "win32" else "")
 
 
 class BuildOrGoWithout(build_ext):
@@ -31,10 +33,8 @@ class BuildOrGoWithout(build_ext):
 
 # cffi drops the limited API by itself on free-threaded builds; the tag must follow.
 ABI3 = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
-
 setup(
     cffi_modules=[] if BUILD == "portable" else ["native/build_ffi.py:ffi"],
     cmdclass={"build_ext": BuildOrGoWithout},
     options={} if BUILD == "portable" else {"bdist_wheel": ABI3},
-    zip_safe=False,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python scripts/locked_closure.py WHEEL EXTRAS``: of the lock, what a wheel with extras needs.
+"""``python scripts/locked_closure.py WHEEL EXTRAS``: of the lock, what a wheel with extras asks for.
 
 Prints requirements with hashes for pip. pip says which packages are needed, without installing any;
 versions and hashes are those of requirements/setup.txt.
@@ -34,7 +34,7 @@ def constraints(lock: str) -> str:
 
 
 def needed(wheel: str, extras: str, lock: str) -> list[tuple[str, str]]:
-    """Names and versions of all that pip would install."""
+    """Names and versions of all that it comes to."""
     with tempfile.TemporaryDirectory() as folder:
         pinned, report = Path(folder, "pinned.txt"), Path(folder, "report.json")
         pinned.write_text(constraints(lock))

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import uuid
 import zipfile
 from email.message import Message
@@ -49,7 +50,14 @@ SYSTEM = {
     "libpthread.so.0": ("glibc", "LGPL-2.1-or-later"),
     "ld-linux-x86-64.so.2": ("glibc", "LGPL-2.1-or-later"),
     "ld-linux-aarch64.so.1": ("glibc", "LGPL-2.1-or-later"),
+    "libc.so": ("musl", "MIT"),
+    "libc.musl-x86_64.so.1": ("musl", "MIT"),
+    "libc.musl-aarch64.so.1": ("musl", "MIT"),
+    "libcrypto.3.dylib": ("openssl", "Apache-2.0"),
+    "libSystem.B.dylib": ("macos", "LicenseRef-Apple"),
 }
+# Where its licence goes, below licenses/.
+IPP_LICENCE = f"{IPP}/LICENSE.txt"
 
 
 class Shared(NamedTuple):
@@ -75,7 +83,12 @@ class Wheel(NamedTuple):
 
     def shared(self) -> list[Shared]:
         """The shared objects in it."""
-        return [read_shared(data) for name, (data, _) in self.members.items() if ".so" in name]
+        return [read_shared(data) for name, (data, _) in self.members.items() if is_shared(name)]
+
+
+def is_shared(name: str) -> bool:
+    """Whether a file of a wheel is a shared object, by its name."""
+    return name.endswith((".so", ".dylib", ".pyd")) or ".so." in name
 
 
 def read_wheel(path: Path) -> Wheel:
@@ -94,6 +107,8 @@ def read_wheel(path: Path) -> Wheel:
 
 def read_shared(data: bytes) -> Shared:
     """What a shared object needs and what it was compiled with."""
+    if data[:4] == b"\xcf\xfa\xed\xfe":
+        return read_macho(data)
     elf = ELFFile(io.BytesIO(data))
     dynamic = elf.get_section_by_name(".dynamic")
     needed = {tag.needed: [] for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
@@ -107,6 +122,26 @@ def read_shared(data: bytes) -> Shared:
     compilers = sorted({one.decode() for one in comment.data().split(b"\0") if one})
     ipp = IPP_MARK.search(data)
     return Shared(needed, searched, compilers, ipp[1].decode() if ipp else None)
+
+
+def read_macho(data: bytes) -> Shared:
+    """The same of one for macOS; of compilers those say nothing."""
+    from macholib.mach_o import LC_LOAD_DYLIB, LC_LOAD_WEAK_DYLIB, LC_RPATH
+    from macholib.MachO import MachO  # delocate brings it, where there is anything to read
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        commands = MachO(file.name).headers[0].commands
+    needed: dict[str, list[str]] = {}
+    searched = []
+    for command, said, rest in commands:
+        if command.cmd in (LC_LOAD_DYLIB, LC_LOAD_WEAK_DYLIB):
+            path = rest[said.name - 24 :].rstrip(b"\0").decode()
+            needed[path.rpartition("/")[2]] = []
+        elif command.cmd == LC_RPATH:
+            searched.append(rest.rstrip(b"\0").decode())
+    return Shared(needed, searched, [], None)
 
 
 def properties(**named: str) -> list[Property]:
@@ -194,6 +229,18 @@ def ipp_component(reported: str) -> Component:
     )
 
 
+def ipp_licence(wheel: Wheel) -> dict[str, tuple[bytes, bool]]:
+    """The licence that came with what is linked in, and the metadata that names the file."""
+    files = importlib.metadata.distribution(IPP).files or ()
+    (licence,) = [one for one in files if one.name == "LICENSE.txt"]
+    name, line = f"{wheel.info}/METADATA", f"License-File: {IPP_LICENCE}\n".encode()
+    metadata = wheel.members[name][0]
+    if line not in metadata:
+        metadata = metadata.replace(b"Requires-Dist: ", line + b"Requires-Dist: ", 1)
+    text = Path(str(licence.locate())).read_bytes()
+    return {f"{wheel.info}/licenses/{IPP_LICENCE}": (text, False), name: (metadata, False)}
+
+
 def describe(wheel: Wheel, seconds: int) -> str:
     """The document, the same for the same wheel, time and build environment."""
     tested = {
@@ -259,6 +306,8 @@ def embed(path: Path, folder: Path, seconds: int) -> Path:
     """Writes the wheel into the folder, with the document in it."""
     wheel = read_wheel(path)
     members = {**wheel.members, wheel.sbom: (describe(wheel, seconds).encode(), False)}
+    if any(one.ipp for one in wheel.shared()):
+        members |= ipp_licence(wheel)
     members[f"{wheel.info}/RECORD"] = record(members, wheel.info), False
     archives.write_wheel(members, folder / path.name, seconds)
     return folder / path.name

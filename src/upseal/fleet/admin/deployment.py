@@ -314,9 +314,14 @@ class Deployment(Opened):
         """
         return renewal.renew(self, ca, dry_run=dry_run, force=force)
 
-    def recover(self, *, dry_run: bool = False) -> Outcome:
-        """Brings a database that was restored from a backup forward to what this folder knows."""
-        return recovering.recover(self, dry_run=dry_run)
+    def recover(
+        self, trust: str | os.PathLike[str] | None = None, *, dry_run: bool = False
+    ) -> Outcome:
+        """Brings a database that was restored from a backup forward to what this folder knows.
+
+        ``trust``: and to what a client or relay knows, by a copy of its ``trust.json``.
+        """
+        return recovering.recover(self, None if trust is None else Path(trust), dry_run=dry_run)
 
     def announce_signing_key(
         self,

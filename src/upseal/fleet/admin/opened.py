@@ -162,6 +162,11 @@ class Opened:
         """Those after ``serial``, as they were signed, that clients could need."""
         return self._trust.since(serial)
 
+    def learn(self, tokens: Sequence[str]) -> Seen:
+        """Takes newer manifests from elsewhere into what this folder has seen, if they are ours."""
+        self._known = None
+        return self._trust.offer(tokens, self.clock())
+
     def remember(self) -> None:
         """Writes down the newest manifest as seen."""
         self._known = None

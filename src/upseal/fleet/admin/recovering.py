@@ -17,9 +17,13 @@ from upseal.fleet.admin.folder import key_files, read_file
 from upseal.fleet.admin.refusals import Refused, Unusable
 from upseal.fleet.manifest import MANIFEST_MAX, Manifest
 from upseal.fleet.server.store import audit, keys, manifests
+from upseal.fleet.trust import Outcome as Seen
+from upseal.fleet.trust import Trust
 from upseal.integrations.keys import kept_elsewhere
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Connection
 
     from upseal.fleet.admin.opened import Opened
@@ -27,9 +31,9 @@ if TYPE_CHECKING:
 _WHAT = "bring the database forward"
 
 
-def recover(deployment: Opened, *, dry_run: bool) -> Outcome:
+def recover(deployment: Opened, trust: Path | None, *, dry_run: bool) -> Outcome:
     """As `Deployment.recover`."""
-    seen = deployment.seen
+    seen = deployment.seen if trust is None else _seen_elsewhere(deployment, trust, dry_run)
     if seen is None:
         raise Unusable(_WHAT, "this folder has seen no manifest", "restore the folder as well")
     with deployment.store.writing() as db:
@@ -62,6 +66,34 @@ def recover(deployment: Opened, *, dry_run: bool) -> Outcome:
         details = {"serial": [serial, seen.serial], "forced": []}
         audit.append(db, who(), "recover", details, now)
     return Outcome(True, seen, messages=messages)
+
+
+def _seen_elsewhere(deployment: Opened, path: Path, dry_run: bool) -> Manifest | None:
+    """The newest manifest that this folder or somebody else's ``trust.json`` has seen.
+
+    What is there was signed by our key, or it does not count: so it may come from anybody.
+    """
+    try:
+        other = Trust.load(path)
+    except (OSError, ValueError) as error:
+        raise Unusable(
+            _WHAT, f"cannot read {str(path)!r}: {error}", "copy trust.json of a client or relay"
+        ) from error
+    seen = deployment.seen
+    if other.deployment != deployment.settings.deployment or other.manifest is None:
+        raise Refused(_WHAT, f"{str(path)!r} is of another deployment", "name one of this one")
+    if seen is not None and other.manifest.serial <= seen.serial:
+        return seen
+    if dry_run:
+        return other.manifest
+    outcome = deployment.learn(other.since(0 if seen is None else seen.serial))
+    if outcome is not Seen.ACCEPTED:
+        raise Refused(
+            _WHAT,
+            f"the manifests in {str(path)!r} are not signed by a key of ours ({outcome.value})",
+            "take trust.json of another client or relay",
+        )
+    return deployment.seen
 
 
 def _restore_keys(deployment: Opened, db: Connection, manifest: Manifest, now: int) -> None:

@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+. "$REPOSITORY/tests/docs_setup/deployment.sh"
+seal
+agent web-1
+mkdir spare
