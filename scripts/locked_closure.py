@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python scripts/locked_closure.py WHEEL EXTRAS``: of the lock, what a wheel with extras asks for.
+"""``python scripts/locked_closure.py WHEEL EXTRAS``: of the lock, what a wheel with extras needs.
 
 Prints requirements with hashes for pip. pip says which packages are needed, without installing any;
 versions and hashes are those of requirements/setup.txt.
