@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -118,11 +118,16 @@ def runs(args: argparse.Namespace, made: dict[str, Any]) -> Iterator[dict[str, A
     for turn in range(args.rounds):
         for workers in args.workers:
             for engine in args.engines:
-                for way in WAYS[engine]:
+                for way in ways(engine, args.ways):
                     say(f"round {turn + 1}: {NAMES[engine]}, {workers} workers, {MEANING[way]}")
                     result = measured(args.data, made, engine, workers, way)
                     say(f"  {result['seconds']:.2f} s, after {result['ready']:.1f} s to start")
                     yield result
+
+
+def ways(engine: str, asked: Iterable[str]) -> list[str]:
+    """Those of an engine that were asked for."""
+    return [way for way in WAYS[engine] if way in asked]
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -130,7 +135,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     reports, size = result["data"]["reports"], result["data"]["bytes"]
     found = []
     for engine in result["engines"]:
-        for way in WAYS[engine]:
+        for way in ways(engine, result.get("ways", MEANING)):
             one = None
             for workers in result["workers"]:
                 these = [
@@ -221,6 +226,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--workers", type=numbers, default=[1, 2], help="such as 1,2,4 (1,2)")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(NAMES))
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(MEANING))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", help="also write the result there")
     parser.add_argument("--from", dest="earlier", help="measure nothing: take this --json")
@@ -233,6 +239,8 @@ def main() -> int:
         parser.error("--data is missing: a folder with room for the dataset")
     elif unknown := set(args.engines) - set(NAMES):
         parser.error(f"no engine {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    elif unknown := set(args.ways) - set(MEANING):
+        parser.error(f"no way {', '.join(sorted(unknown))}: there are {', '.join(MEANING)}")
     elif max(args.workers) > machine.cores():
         parser.error(f"a worker has a core to itself, and there are {machine.cores()}")
     else:
@@ -265,6 +273,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "data": made,
         "engines": args.engines,
         "workers": args.workers,
+        "ways": args.ways,
         "rounds": args.rounds,
         "runs": found,
     }

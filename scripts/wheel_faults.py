@@ -15,6 +15,8 @@ import sbom
 from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parent.parent
+LEGACY = {"manylinux2010": "manylinux_2_12", "manylinux2014": "manylinux_2_17"}
+"""What older tags mean (PEP 600); a wheel may have both."""
 MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 ENTRY = "PyInit__native"
 # The first release with the interface; what a later one added would keep the core from loading.
@@ -76,6 +78,8 @@ def _content_faults(wheel: sbom.Wheel, native: bool) -> list[str]:
 
 def _elf_faults(data: bytes, platform: str) -> list[str]:
     elf = ELFFile(io.BytesIO(data))
+    for name, meant in LEGACY.items():
+        platform = re.sub(rf"^{name}_", f"{meant}_", platform)
     said = re.fullmatch(r"(manylinux|musllinux)_(\d+)_(\d+)_(\w+)", platform)
     if not said:
         return [f"is for {platform}, which no index takes"]
