@@ -19,7 +19,7 @@ import werkzeug.serving
 from fastapi import FastAPI, Request, UploadFile
 from flask import Flask, jsonify, request
 
-from upseal import PrivateKey, Sealer
+from upseal import KeyUnavailable, PrivateKey, Sealer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "fleet"))
@@ -314,6 +314,15 @@ def upload(body, *bound, key=KEY, **more):
 
 
 # -- what attackers send
+
+
+class Unplugged:
+    """A key that is away."""
+
+    suite, key_id = KEY.suite, KEY.key_id
+
+    def unwrap(self, wrapped):
+        raise KeyUnavailable("the token is not there")
 
 
 def flip(data, at):

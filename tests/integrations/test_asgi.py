@@ -14,6 +14,7 @@ from http_support import (
     OTHER,
     ROOT,
     Proxy,
+    Unplugged,
     ask,
     context,
     damages,
@@ -206,6 +207,14 @@ def test_swallowed_error_is_answered_all_the_same():
         assert (answer.status, b"stored" in answer.body) == (400, False)
 
 
+@pytest.mark.parametrize("sealed", [envelope(b"b", "POST", b"/raw"), upload(LONG, "POST", b"/raw")])
+def test_a_key_that_is_away_is_no_damage(sealed):
+    with serve_asgi(OpeningMiddleware(fastapi_app(), Opener([Unplugged()]))) as address:
+        answer = ask(address, "POST", "/raw", sealed, **SEALED)
+    assert (answer.status, answer.headers["upseal-problem"]) == (503, "busy")
+    assert int(answer.headers["retry-after"]) > 0
+
+
 def test_stale_key(server, app):
     before = len(app.calls)
     for sealed in (
@@ -234,6 +243,51 @@ def test_clear_bodies_are_refused(server, app, method):
     ):
         assert (answer.status, answer.headers["upseal-problem"]) == (422, "clear-not-accepted")
     assert len(app.calls) == before
+
+
+@pytest.mark.parametrize("version", ["1.1", "2", "3"])
+def test_a_length_of_nothing_hides_no_clear_body(version):
+    """h11 lets both lengths pass, and the chunks count; HTTP/3 servers may not compare at all."""
+    calls, sent = [], []
+
+    async def app(scope, receive, send):
+        calls.append(await receive())
+
+    async def receive():
+        return {"type": "http.request", "body": b"clear", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-length", b"0"), (b"transfer-encoding", b"chunked")]
+    scope = {
+        "type": "http",
+        "http_version": version,
+        "method": "DELETE",
+        "path": "/raw",
+        "query_string": b"",
+        "headers": headers if version == "1.1" else headers[:1],
+    }
+    asyncio.run(OpeningMiddleware(app, Opener([KEY]))(scope, receive, send))
+    assert (calls, sent[0]["status"]) == ([], 422)
+
+
+def test_a_monstrous_length_is_an_answer():
+    sent = []
+
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
+    scope["headers"] = [(b"content-length", b"9" * 5000)]
+    asyncio.run(OpeningMiddleware(app, Opener([KEY]))(scope, receive, send))
+    assert sent[0]["status"] == 422
 
 
 def test_empty_clear_bodies(server, app):

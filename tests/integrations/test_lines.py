@@ -232,6 +232,62 @@ def test_what_is_held_back_is_bounded(monkeypatch):
     assert [*got, *(x.sequence for x in opener.finish())] == [0, *range(2, 60)]
 
 
+class Compared(int):
+    """Counts how often its like are compared."""
+
+    count = 0
+
+    def __lt__(self, other):
+        Compared.count += 1
+        return int(self) < int(other)
+
+    __gt__ = __lt__
+
+
+def test_gaps_take_no_quadratic_work(monkeypatch):
+    """Whoever has the public key can make a batch for every second number."""
+    from upseal.integrations import lines as room
+
+    size, fronts = 2000, []
+    monkeypatch.setattr(room, "open_lines", lambda *_: fronts.pop())
+    monkeypatch.setattr(room, "_HELD_MAX", size)
+    monkeypatch.setattr(Compared, "count", 0)
+    opener = LineOpener(Opener([KEY]))
+    got = []
+    for number in range(2 * size):
+        fronts.append(room.Lines("5" * 32, Compared(2 * number), "", "", 0, [b"x\n"]))
+        got += opener.add(b"%04d" % number)  # of 4 bytes: 500 are held
+    got += opener.finish()
+    assert [some.sequence for some in got] == list(range(0, 4 * size, 2))
+    assert Compared.count < 50 * size
+
+
+def test_streams_are_forgotten_but_not_those_that_wait(monkeypatch):
+    from upseal.integrations import lines as room
+
+    monkeypatch.setattr(room, "_STREAMS_MAX", 8)
+    sealer, opener = Sealer([KEY.public_key]), LineOpener(Opener([KEY]))
+    waits, talks = LineSealer(sealer), LineSealer(sealer)
+    batches = [waits.seal(b"%d\n" % n) for n in range(3)]
+    got = [some for n in (0, 2) for some in opener.add(batches[n])]
+    for _ in range(100):
+        list(opener.add(LineSealer(sealer).seal(b"x\n")))
+        list(opener.add(talks.seal(b"y\n")))
+    assert len(opener._streams) < 20
+    got += opener.add(batches[1])
+    assert [some.records for some in got] == [[b"0\n"], [b"1\n"], [b"2\n"]]
+    list(opener.add(batches[1]))
+    talks.sequence += 1
+    list(opener.add(talks.seal(b"z\n")))
+    list(opener.finish())
+    assert (opener.doubles, opener.problem_count) == (1, 1)
+
+
+def test_a_stream_has_a_name_of_ours():
+    with pytest.raises(ValueError, match="32 hexadecimal"):
+        LineSealer(Sealer([KEY.public_key]), stream="mine")
+
+
 @pytest.mark.parametrize(
     "front",
     [b"", b"{}", b"[" * 100_000, b'"lines/1"', b"\xff", b"[1]"]
@@ -239,9 +295,11 @@ def test_what_is_held_back_is_bounded(monkeypatch):
         json.dumps({"upseal": "lines/1", "source": "", "file": "", "offset": 0, **more}).encode()
         for more in (
             {"stream": 5, "sequence": 0},
-            {"stream": "s", "sequence": -1},
-            {"stream": "s", "sequence": 1 << 64},
-            {"stream": "s", "sequence": True},
+            {"stream": "\x1b[2J" + "5" * 28, "sequence": 0},
+            {"stream": "5" * 33, "sequence": 0},
+            {"stream": "5" * 32, "sequence": -1},
+            {"stream": "5" * 32, "sequence": 1 << 64},
+            {"stream": "5" * 32, "sequence": True},
         )
     ],
 )
@@ -393,6 +451,31 @@ def test_rotated_while_away(tmp_path):
     _, warned = sealing(log, TextFile(str(out)), state)
     assert opened(out)[0] == numbered(0, 25)
     assert warned == []
+
+
+def test_logs_of_others_need_not_be_readable(tmp_path, monkeypatch):
+    """``apport.log`` beside ``app.log``, of another user; a rotated one of ours is missed."""
+    from upseal.integrations.lines import log_files
+
+    log, out, state = tmp_path / "app.log", tmp_path / "out", tmp_path / "state"
+    log.write_bytes(numbered(0, 10))
+    (tmp_path / "apport.log").write_bytes(b"of another user\n")
+    as_it_is = os.open
+
+    def as_a_user(path, flags, *more):  # tests may run as root, who reads everything
+        if os.fspath(path).endswith(("apport.log", "app.log.1")):
+            raise PermissionError(13, "Permission denied", path)
+        return as_it_is(path, flags, *more)
+
+    monkeypatch.setattr(log_files.os, "open", as_a_user)
+    sealing(log, TextFile(str(out)), state)
+    log.rename(tmp_path / "app.log.2")
+    log.write_bytes(numbered(10, 10))
+    sealing(log, TextFile(str(out)), state)
+    assert opened(out)[0] == numbered(0, 20)
+    (tmp_path / "app.log.1").write_bytes(b"ours")
+    with pytest.raises(PermissionError):
+        sealing(log, TextFile(str(out)), state)
 
 
 def test_truncated_without_a_copy_is_said(tmp_path):

@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import MessageToJson
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -40,6 +42,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from upseal import Opener, OpenError, PrivateKey, Sealer, UnknownRecipient
 from upseal.integrations.opentelemetry import (
     Collector,
+    NotExported,
     SealedFolder,
     SealedLogExporter,
     SealedSpanExporter,
@@ -426,6 +429,65 @@ def test_hostile_input_is_an_open_error():
     ):
         with pytest.raises(OpenError):
             list(sealed_in(request))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_strangers_record_takes_no_other_along(as_json):
+    """A collector puts records of many senders into one request."""
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for text in ("!!", base64.b64encode(b"good").decode(), "\u00e4"):
+        scope.log_records.add(event_name="upseal.batch").body.string_value = text
+    body = MessageToJson(request).encode() if as_json else request.SerializeToString()
+    found = sealed_in(body)
+    assert next(found) == b"good"
+    with pytest.raises(OpenError):
+        next(found)
+
+
+@pytest.mark.parametrize("front", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_answer_that_drips_is_cut_off(front):
+    """Each byte comes in time, and the answer never ends."""
+    ended, heard_out = threading.Event(), []
+
+    def drip(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            with suppress(OSError):
+                connection.sendall(front)
+                for _ in range(400):
+                    connection.sendall(b"x")
+                    if ended.wait(0.05):
+                        break
+                else:
+                    heard_out.append(True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        sink = Collector(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/logs", timeout=0.5)
+        try:
+            with pytest.raises(NotExported):
+                sink(b"sealed")
+        finally:
+            ended.set()
+            thread.join(30)
+            sink.close()
+    assert heard_out == []
+
+
+def test_messages_hold_no_secret_and_no_line_of_the_collectors(caplog):
+    answer = (200, {}, partial(1, "no\nERROR root logged in\x1b[2J" + "x" * 9000))
+    with Receiver([answer]) as receiver:
+        endpoint = receiver.endpoint.replace("://", "://ada:pw1@") + "?token=pw2"
+        exporter = SealedLogExporter(sealer(), Collector(endpoint))
+        assert exporter.export(some_logs(1)) is LogRecordExportResult.FAILURE
+        exporter.shutdown()
+    (said,) = [r.getMessage() for r in caplog.records if "opentelemetry" in r.name]
+    assert "rejects the record" in said and receiver.endpoint in said
+    assert said.isprintable() and len(said) < 500
+    assert "pw1" not in said and "pw2" not in said
 
 
 def test_mistakes_are_said_at_once():

@@ -313,6 +313,13 @@ def test_body_that_is_not_what_it_declares():
             session.post(script.url, data=iter(["text"]))
 
 
+def test_headers_may_be_bytes():
+    with Script([plain(200)] * 2) as script, session_of(MINE) as session:
+        for data in (b"x", None):
+            answer = session.post(script.url, data=data, headers={"Content-Encoding": b"gzip"})
+            assert answer.request.headers["Content-Encoding"] == "gzip, upseal"
+
+
 def test_adapter_is_not_copied():
     """A copy by pickle would be an adapter without a policy."""
     for act in (pickle.dumps, copy.copy):

@@ -10,6 +10,7 @@ from http_support import (
     KEY,
     LONG,
     OTHER,
+    Unplugged,
     ask,
     damages,
     digest,
@@ -217,6 +218,14 @@ def test_swallowed_error_is_answered_all_the_same():
             assert ask(address, "POST", "/x", sealed, **SEALED).body == b"stored"
 
 
+@pytest.mark.parametrize("sealed", [envelope(b"b", "POST", b"/raw"), upload(LONG, "POST", b"/raw")])
+def test_a_key_that_is_away_is_no_damage(sealed):
+    with serve_waitress(OpeningMiddleware(flask_app(), Opener([Unplugged()]))) as address:
+        answer = ask(address, "POST", "/raw", sealed, **SEALED)
+    assert (answer.status, answer.headers["upseal-problem"]) == (503, "busy")
+    assert int(answer.headers["retry-after"]) > 0
+
+
 def test_stale_key(server, app):
     before = len(app.calls)
     for sealed in (
@@ -315,6 +324,16 @@ def test_body_that_no_header_announces():
         }  # fmt: skip
         OpeningMiddleware(app, Opener([KEY]), clear=["/clear"])(environ, None)
     assert got == [b"", b"clear"]
+
+
+def test_a_monstrous_length_is_an_answer():
+    said = []
+    environ = {
+        "REQUEST_METHOD": "POST", "PATH_INFO": "/x", "CONTENT_LENGTH": "9" * 5000,
+        "wsgi.input": io.BytesIO(b"clear"),
+    }  # fmt: skip
+    OpeningMiddleware(lambda *_: [], Opener([KEY]))(environ, lambda status, _: said.append(status))
+    assert said[0].startswith("422")
 
 
 def test_environment_says_what_it_was():

@@ -106,13 +106,15 @@ class OpeningMiddleware:
         """
         heads = _Heads(scope)
         try:
-            announced = heads.has("content-length", "transfer-encoding")
-            has_body = announced and heads.length != 0
+            # Where both stand, the coding counts: RFC 9112, section 6.3.
+            has_body = heads.has("transfer-encoding") or (
+                heads.has("content-length") and heads.length != 0
+            )
             sealed, inside = self._rules.admit(
                 scope["method"], heads.path, heads.values("content-encoding"), has_body
             )
             if not sealed:
-                framed = scope.get("http_version", "1.1").startswith("1") or announced
+                framed = scope.get("http_version", "1.1").startswith("1") or has_body
                 if not framed and not self._rules.may_be_clear(heads.path):
                     receive = await _bodiless(receive)
                 return receive
@@ -144,7 +146,8 @@ class _Heads:
         self._scope = scope
         self.path: bytes = scope["path"].encode("utf-8", "surrogateescape") or b"/"
         text = "".join(self.values("content-length")[:1])
-        self.length = int(text) if text.isascii() and text.isdecimal() else None
+        short = text.isascii() and len(text) < 19  # int() refuses very long ones
+        self.length = int(text) if short and text.isdecimal() else None
 
     def values(self, name: str) -> list[str]:
         """Of each header of that name."""

@@ -245,7 +245,7 @@ def bound_of(request: requests.PreparedRequest) -> Bound:
     path, query = target_of(target.encode("latin-1"))
     kind: str | bytes = request.headers.get("Content-Type") or ""
     kind = kind.encode("latin-1") if isinstance(kind, str) else kind
-    coding = sealing.inside_coding({k.lower(): v for k, v in request.headers.items()})
+    coding = sealing.inside_coding({sealing.ENCODING: _encoding(request)})
     return Bound(
         request.method or "GET", path, query, kind.strip(), coding.encode(), request.headers.get
     )
@@ -260,9 +260,14 @@ def _restored(request: requests.PreparedRequest) -> _Plain:
         request.headers.update(body.plain.headers)
         request.body = body.plain.body
         return body.plain
-    if body is None and CODING in (request.headers.get(sealing.ENCODING) or ""):
+    if body is None and CODING in _encoding(request):
         del request.headers[sealing.ENCODING]  # of a redirect that has left the body out
     return _Plain(request)
+
+
+def _encoding(request: requests.PreparedRequest) -> str:
+    value: str | bytes = request.headers.get(sealing.ENCODING) or ""
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _file_pieces(file: IO[bytes]) -> Iterator[bytes]:

@@ -107,7 +107,8 @@ class _Source:
     def __init__(self, environ: Environ) -> None:
         self._input = environ["wsgi.input"]
         text = (environ.get("CONTENT_LENGTH") or "").strip()
-        self.length = int(text) if text.isascii() and text.isdecimal() else None
+        short = text.isascii() and len(text) < 19  # int() refuses very long ones
+        self.length = int(text) if short and text.isdecimal() else None
         chunked = "HTTP_TRANSFER_ENCODING" in environ
         self.announced = bool(self.length) or (self.length is None and chunked)
         terminated = bool(environ.get("wsgi.input_terminated"))

@@ -13,7 +13,7 @@ from upseal.core.opener import Opener
 from upseal.core.reader import OpeningReader
 from upseal.core.uploads import FRONT_MAX, plain_size
 from upseal.engine.sizes import CHUNK, NONCE, RECORD_MAX, SEALED_CHUNK, TAG
-from upseal.errors import OpenError, Truncated, UnknownRecipient
+from upseal.errors import KeyUnavailable, OpenError, Truncated, UnknownRecipient
 from upseal.integrations.http.bodies import (
     PROBLEM,
     SEALED_WHEN_EMPTY,
@@ -25,6 +25,8 @@ from upseal.integrations.http.bodies import (
 
 ENVELOPE_MAX = 4 << 20
 UPLOAD_MAX = 1 << 30
+KEY_RETRY = 10
+"""Seconds until a key that is away may be back."""
 DRAIN = 1 << 20
 """Bytes of a refused body that are read and thrown away, so that its sender hears why."""
 _ENVELOPE_MOST = FRONT_MAX + NONCE + RECORD_MAX + TAG
@@ -49,8 +51,10 @@ class Received:
 CLEAR = Received(False)
 
 
-def refusal(error: OpenError) -> Problem:
+def refusal(error: OpenError | KeyUnavailable) -> Problem:
     """What a sender hears. All that is wrong with a body is one answer, and one sentence."""
+    if isinstance(error, KeyUnavailable):  # nothing is wrong with the body
+        return Problem("busy", "the key is not available", retry_after=KEY_RETRY, status=503)
     if isinstance(error, UnknownRecipient):
         return Problem("stale-key")
     return Problem("malformed", "the sealed body cannot be opened")
@@ -203,7 +207,7 @@ class Incoming:
         """
         try:
             return self._rules.opener.open(self._feed.read(), self._rules.context(self._bound))
-        except OpenError as error:
+        except (OpenError, KeyUnavailable) as error:
             raise refusal(error) from None
 
     def open(self, data: bytes, last: bool) -> bytes:
@@ -236,7 +240,7 @@ class Incoming:
             self._opened += whole
             if len(plain) != whole * CHUNK:
                 raise OpenError
-        except OpenError as error:
+        except (OpenError, KeyUnavailable) as error:
             self.close()
             raise refusal(error) from None
         out, self._held = self._held, plain

@@ -9,11 +9,14 @@ that is too long, so all of them together are the bytes of the file.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from upseal.core.opener import Opener
 from upseal.core.sealer import Sealer
@@ -22,6 +25,8 @@ from upseal.errors import OpenError
 _FORM = "lines/1"
 _HELD_MAX = 64 << 20
 _REMEMBERED = 1 << 20
+_STREAMS_MAX = 1 << 18
+_STREAM = re.compile("[0-9a-f]{32}")
 _SEQUENCE_MAX = 1 << 63
 
 
@@ -89,6 +94,9 @@ class LineSealer:
         context: bytes that the opener must name as well; not sent.
         stream: to go on with one; None for a new one.
         sequence: of the next batch.
+
+    Raises:
+        ValueError: the stream is not 32 hexadecimal digits.
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class LineSealer:
     ) -> None:
         self._sealer = sealer
         self._context = context
+        if stream is not None and not _STREAM.fullmatch(stream):
+            raise ValueError(f"a stream is 32 hexadecimal digits, not {stream!r}")
         self.stream = stream if stream is not None else secrets.token_hex(16)
         self.sequence = sequence
 
@@ -145,7 +155,8 @@ def open_lines(sealed: bytes, opener: Opener, context: bytes = b"") -> Lines:
         raise OpenError("a sealed batch, but not of lines") from None
     texts = all(isinstance(v, str) for v in (stream, source, file))
     numbers = all(type(v) is int and 0 <= v < _SEQUENCE_MAX for v in (sequence, offset))
-    if form != _FORM or not texts or not numbers:
+    # Names of streams are shown to people, and remembered: whoever sealed it has chosen this one.
+    if form != _FORM or not texts or not numbers or not _STREAM.fullmatch(stream):
         raise OpenError("a sealed batch, but not of lines")
     return Lines(stream, sequence, source, file, offset, records)
 
@@ -156,6 +167,10 @@ class _Stream:
 
     expected: int
     held: dict[int, tuple[Lines, int]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+    """The numbers in `held`, as a heap."""
+    size: int = 0
+    """Sealed bytes of what is held."""
 
 
 class LineOpener:
@@ -174,6 +189,7 @@ class LineOpener:
         self._streams: dict[str, _Stream] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._held = 0
+        self._many = _STREAMS_MAX
         self.doubles = 0
         """Batches that came again, and were dropped."""
         self.problems: list[str] = []
@@ -194,7 +210,9 @@ class LineOpener:
         self._seen[digest] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        stream = self._streams.setdefault(lines.stream, _Stream(lines.sequence))
+        stream = self._streams.pop(lines.stream, None) or _Stream(lines.sequence)
+        self._streams[lines.stream] = stream  # the last one heard of
+        self._forget_streams()
         if lines.sequence < stream.expected or lines.sequence in stream.held:
             # Not the same bytes again: two machines with one state file, or a late arrival.
             self._problem(
@@ -205,11 +223,16 @@ class LineOpener:
             return
         size = len(sealed)
         stream.held[lines.sequence] = (lines, size)
+        heapq.heappush(stream.order, lines.sequence)
         self._held += size
+        stream.size += size
         yield from self._run(stream)
-        while self._held > _HELD_MAX:
-            fullest = max(self._streams.values(), key=lambda s: sum(n for _, n in s.held.values()))
-            yield from self._skip(fullest)
+        if self._held > _HELD_MAX:
+            # Some more at once, for finding the fullest takes a look at all.
+            fullest = sorted(self._streams.values(), key=lambda s: s.size, reverse=True)
+            for stream in fullest:
+                while stream.held and self._held > _HELD_MAX // 4 * 3:
+                    yield from self._skip(stream)
 
     def finish(self) -> Iterator[Lines]:
         """What is still held back; gaps before it are problems."""
@@ -221,16 +244,28 @@ class LineOpener:
         self.problems.append(text)
         self.problem_count += 1
 
+    def _forget_streams(self) -> None:
+        """Of too many streams, those heard of longest ago, if nothing of them is held back."""
+        if len(self._streams) <= self._many:
+            return
+        oldest = islice(self._streams.items(), len(self._streams) // 2)
+        for name in [name for name, stream in oldest if not stream.held]:
+            del self._streams[name]
+        # So that half of them are always more than those that wait.
+        self._many = _STREAMS_MAX + 2 * sum(bool(s.held) for s in self._streams.values())
+
     def _run(self, stream: _Stream) -> Iterator[Lines]:
         while stream.expected in stream.held:
             lines, size = stream.held.pop(stream.expected)
             self._held -= size
+            stream.size -= size
             stream.expected += 1
+            heapq.heappop(stream.order)
             yield lines
 
     def _skip(self, stream: _Stream) -> Iterator[Lines]:
         """Gives up on what is missing before the first batch held back."""
-        first = min(stream.held)
+        first = stream.order[0]
         name = stream.held[first][0].stream
         missing = range(stream.expected, first)
         which = (

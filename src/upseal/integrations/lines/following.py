@@ -25,6 +25,7 @@ from upseal.integrations.lines.log_files import (
     is_prefix,
     is_rotated,
     open_regular,
+    open_sibling,
     siblings,
 )
 
@@ -259,7 +260,7 @@ class Follower:
         for which, name in candidates:
             if which != wanted and not mark["offset"]:
                 break  # nothing was read of it, so any file would look like its copy
-            descriptor = open_regular(name)
+            descriptor = open_sibling(path, name)
             if descriptor is None:
                 continue
             if identity(descriptor) == which and fits(descriptor, mark):
@@ -281,7 +282,7 @@ class Follower:
         for which, name in siblings(path):
             if which == current or not is_rotated(path, name):
                 continue
-            descriptor = open_regular(name)
+            descriptor = open_sibling(path, name)
             if descriptor is None:
                 continue
             modified = os.fstat(descriptor).st_mtime
@@ -300,7 +301,7 @@ class Follower:
         if not file.position:
             return
         for _, name in siblings(file.path):
-            descriptor = open_regular(name)
+            descriptor = open_sibling(file.path, name)
             if descriptor is None:
                 continue
             if not self._known(file.path, descriptor) and file.is_copy(descriptor):
@@ -322,7 +323,7 @@ class Follower:
     def _ignore_older(self, path: str) -> None:
         """What was rotated before we came is not for us."""
         for which, name in siblings(path):
-            descriptor = open_regular(name)
+            descriptor = open_sibling(path, name)
             if descriptor is None:
                 continue
             try:

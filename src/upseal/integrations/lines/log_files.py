@@ -28,6 +28,20 @@ def open_regular(path: str) -> int | None:
     return descriptor
 
 
+def open_sibling(path: str, name: str) -> int | None:
+    """One of the `siblings` for reading; None for another log that is not ours to read.
+
+    Raises:
+        OSError: it cannot be read, and is ``path`` or was.
+    """
+    try:
+        return open_regular(name)
+    except PermissionError:
+        if name == path or is_rotated(path, name):
+            raise
+        return None
+
+
 def siblings(path: str) -> list[tuple[tuple[int, int], str]]:
     """(device, inode) and name of regular files that are named alike, newest first."""
     folder, base = os.path.split(path)

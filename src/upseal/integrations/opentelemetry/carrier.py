@@ -10,9 +10,11 @@ import base64
 import binascii
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 try:
@@ -35,6 +37,41 @@ _TRY_AGAIN = (429, 502, 503, 504)  # OTLP/HTTP, "Retryable Response Codes"
 _FIRST_PAUSE = 1.0
 _PAUSE_MAX = 30.0
 _ANSWER_MAX = 1 << 16
+_SAID_MAX = 200
+"""Characters of a collector's own words that a message repeats."""
+
+
+class _Waiting(threading.local):
+    """Sockets on which this thread waits for an answer, and whether its time is up."""
+
+    now: tuple[list[Any], threading.Event] | None = None
+
+
+_waiting = _Waiting()
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    """One whose socket can be shut down from outside: urllib3's times are for one read each."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3's own
+        if _waiting.now is not None:
+            sockets, late = _waiting.now
+            sockets.append(self.sock)
+            if late.is_set():  # while it connected, so that nobody will cut this off
+                raise TimeoutError
+        return super().getresponse()
+
+
+class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 class NotExported(OSError):  # noqa: N818 - says what happened
@@ -81,6 +118,8 @@ class Collector:
         if not timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
         self._endpoint = endpoint
+        # For messages: what else stands in it may be a secret.
+        self._shown = parsed._replace(auth=None, query=None, fragment=None).url
         self._resource = dict(resource or {})
         self._headers = {**(headers or {}), "Content-Type": "application/x-protobuf"}
         self._timeout = timeout
@@ -114,9 +153,9 @@ class Collector:
                 return
             wait = asked if asked is not None else pause * random.uniform(0.8, 1.2)  # noqa: S311
             if time.monotonic() + wait >= end or self._stopping.is_set():
-                raise NotExported(f"{self._endpoint} {problem}")
+                raise NotExported(f"{self._shown} {problem}")
             if self._stopping.wait(wait):
-                raise NotExported(f"{self._endpoint} {problem}; stopped")
+                raise NotExported(f"{self._shown} {problem}; stopped")
             pause = min(pause * 2, _PAUSE_MAX)
 
     def stop(self) -> None:
@@ -134,6 +173,14 @@ class Collector:
         Raises:
             NotExported: it will not get right.
         """
+        sockets: list[Any] = []
+        late = threading.Event()
+        clock = threading.Timer(timeout, _cut_off, (sockets, late))
+        clock.daemon = True
+        with suppress(RuntimeError):  # none can be started while the interpreter ends
+            clock.start()
+        # One inside the other: a message of urllib3 may be exported meanwhile.
+        before, _waiting.now = _waiting.now, (sockets, late)
         try:
             answer = self._pool.request(
                 "POST",
@@ -150,13 +197,18 @@ class Collector:
                     answer.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return f"cannot be reached: {type(error).__name__}", None
+        finally:
+            _waiting.now = before
+            clock.cancel()
+        if late.is_set():  # what was cut off may look like a whole answer
+            return "does not answer in time", None
         if answer.status in _TRY_AGAIN:
             asked = answer.headers.get("Retry-After", "")
             return f"answers {answer.status}", float(asked) if asked.isdecimal() else None
         if not 200 <= answer.status < 300:
-            raise NotExported(f"{self._endpoint} answers {answer.status}")
+            raise NotExported(f"{self._shown} answers {answer.status}")
         if said and (rejected := _rejected(said)):
-            raise NotExported(f"{self._endpoint} rejects the record: {rejected}")
+            raise NotExported(f"{self._shown} rejects the record: {rejected}")
         return None, None
 
     def _wrapped(self, sealed: bytes) -> bytes:
@@ -176,7 +228,16 @@ class Collector:
         return bytes(request.SerializeToString())
 
     def _new_pool(self) -> urllib3.PoolManager:
-        return urllib3.PoolManager(retries=False, maxsize=1, **self._tls)  # type: ignore[arg-type]
+        pool = urllib3.PoolManager(retries=False, maxsize=1, **self._tls)  # type: ignore[arg-type]
+        pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return pool
+
+
+def _cut_off(sockets: list[Any], late: threading.Event) -> None:
+    late.set()
+    for each in sockets:
+        with suppress(OSError):
+            socket.socket.shutdown(each, socket.SHUT_RDWR)  # not TLS's own: that is in use
 
 
 def _rejected(answer: bytes) -> str:
@@ -185,7 +246,9 @@ def _rejected(answer: bytes) -> str:
         partial = ExportLogsServiceResponse.FromString(answer).partial_success
     except DecodeError:
         return ""  # an answer in another form says nothing about records
-    return partial.error_message or "no reason given" if partial.rejected_log_records else ""
+    if not partial.rejected_log_records:
+        return ""
+    return ascii(partial.error_message[:_SAID_MAX]) if partial.error_message else "no reason given"
 
 
 # -- at the other end ---------------------------------------------------------------
@@ -201,7 +264,7 @@ def sealed_in(request: bytes) -> Iterator[bytes]:
             JSON as their file exporters write it, a line.
 
     Raises:
-        OpenError: neither of them.
+        OpenError: neither of them; or, after all others, that records of ours are not base64.
     """
     if request.lstrip()[:1] == b"{":
         yield from _sealed_in_json(request)
@@ -210,6 +273,7 @@ def sealed_in(request: bytes) -> Iterator[bytes]:
         parsed = ExportLogsServiceRequest.FromString(request)
     except DecodeError:
         raise OpenError("no OTLP request") from None
+    texts: list[str] = []
     for resource in parsed.resource_logs:
         for scope in resource.scope_logs:
             for record in scope.log_records:
@@ -218,10 +282,12 @@ def sealed_in(request: bytes) -> Iterator[bytes]:
                     if which == "bytes_value":
                         yield record.body.bytes_value
                     elif which == "string_value":
-                        yield _decoded(record.body.string_value)
+                        texts.append(record.body.string_value)
+    yield from _decoded(texts)
 
 
 def _sealed_in_json(line: bytes) -> Iterator[bytes]:
+    texts: list[str] = []
     try:
         parsed = json.loads(line)
         for resource in parsed.get("resourceLogs", []):
@@ -231,9 +297,10 @@ def _sealed_in_json(line: bytes) -> Iterator[bytes]:
                     if _is_ours(record.get("eventName", ""), name):
                         body: dict[str, Any] = record.get("body", {})
                         value = body.get("bytesValue", body.get("stringValue", ""))
-                        yield _decoded(str(value))
+                        texts.append(str(value))
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise OpenError("no OTLP request") from None
+    yield from _decoded(texts)
 
 
 def _is_ours(event: str, scope: str) -> bool:
@@ -241,8 +308,15 @@ def _is_ours(event: str, scope: str) -> bool:
     return event == _EVENT or (not event and scope == "upseal")
 
 
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise OpenError("a record of ours whose body is not base64") from None
+def _decoded(texts: list[str]) -> Iterator[bytes]:
+    """What is in them; one of a stranger's takes none of the others along."""
+    wrong = 0
+    for text in texts:
+        try:
+            sealed = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            wrong += 1
+            continue
+        yield sealed
+    if wrong:
+        raise OpenError(f"{wrong} records of ours whose body is not base64")
