@@ -131,6 +131,27 @@ for place in range(len(genuine)):
     assert done.returncode == 0, done.stderr
 
 
+def test_openssl_has_no_errors_left_over_that_the_next_tls_read_would_take_for_its_own(fips):
+    code = """
+import ctypes
+from upseal import *
+from upseal.engine import _native
+from upseal.engine.backends import fips_provider
+left = ctypes.CDLL(_native.__file__).ERR_peek_error
+left.restype = ctypes.c_ulong
+fips_provider()
+assert not left(), "of looking for a provider"
+key = PrivateKey.generate("p256")
+Opener([key]).open(Sealer([key.public_key]).seal(b"r"))
+assert not left(), "of a work space"
+"""
+    done = fips.python(code)
+    assert done.returncode == 0, done.stderr
+    looked = code.partition("key =")[0]
+    done = python(looked, UPSEAL_FIPS="0")  # there is none to be found
+    assert done.returncode == 0, done.stderr
+
+
 def test_where_openssl_alone_is_told_so_its_backend_still_works(fips):
     strict = {"TEST_FIPS_CONFIGURATION": str(fips.configuration)}
     assert fips.python(USE, **strict).returncode == 0

@@ -123,3 +123,32 @@ def test_it_is_built_installed_removed_and_purged(tmp_path):
     assert left == ["upseal-agent", "upseal-relay", "upseal-server"], "the conffiles"
     run(*dpkg, "--purge", "upseal")
     assert not [path for path in root.rglob("*") if not path.is_dir()]
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_configuring_makes_the_folders_and_does_not_fail_with_a_service(tmp_path, restarts):
+    """Its users may make none in /var/lib, and have to join before a service runs there."""
+    bin_, lib = tmp_path / "bin", tmp_path / "lib"
+    for folder in (bin_, lib, tmp_path / "system"):
+        folder.mkdir()
+    (lib / "upseal-relay").mkdir(mode=0o755)
+    for name, does in {
+        "systemd-sysusers": "", "python3": "", "systemctl": "",
+        "deb-systemd-invoke": "" if restarts else "exit 1",
+        "install": f'echo "$@" >> {tmp_path}/made; exec /usr/bin/install -d -m "$3" "$8"',
+    }.items():  # fmt: skip
+        (bin_ / name).write_text(f"#!/bin/sh\n{does}\n")
+        (bin_ / name).chmod(0o755)
+    text = (DEBIAN / "postinst").read_text()
+    for there, here in {
+        "/usr/lib/upseal/bin/python3": "python3", "/var/lib": str(lib),
+        "/run/systemd/system": str(tmp_path / "system"),
+    }.items():  # fmt: skip
+        assert there in text
+        text = text.replace(there, here)
+    run("sh", "-c", text, "postinst", "configure", "0.0.1", env={"PATH": f"{bin_}:/usr/bin:/bin"})
+    assert (tmp_path / "made").read_text().splitlines() == [
+        f"-d -m 0700 -o upseal-agent -g upseal-agent {lib}/upseal",
+        f"-d -m 0700 -o upseal-server -g upseal-server {lib}/upseal-server",
+    ]
+    assert (lib / "upseal").stat().st_mode & 0o777 == 0o700

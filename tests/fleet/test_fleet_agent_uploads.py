@@ -33,6 +33,7 @@ from upseal.fleet.agent import parent as room
 from upseal.fleet.agent.agent import Agent
 from upseal.fleet.agent.enrolment import enrol
 from upseal.fleet.agent.metrics import metrics_of
+from upseal.fleet.agent.signs import signs_of
 from upseal.fleet.agent.uploads import jobs, sending
 from upseal.fleet.agent.uploads.jobs import Job, Jobs, Verdict, judged
 from upseal.fleet.agent.uploads.rows import UploadState
@@ -97,6 +98,18 @@ def test_sealed_once_stored_and_gone(run, parent, file, site):
     assert agent.spool.counters().stored == 1, "the announcement is a report"
     row = row_of(agent, upload)
     assert (row.file, row.secret, row.announcement) == (None, None, None)
+
+
+def test_one_file_that_takes_long_is_no_standstill(run, parent, file):
+    """The service manager's watchdog looks at it, and would end an agent that does not get on."""
+    agent, seen = run(started=False), []
+    (sign,) = [sign for sign in signs_of(agent) if sign.name == "uploads"]
+    parent.before = lambda request: seen.append((request.method, sign.look()[1]))
+    agent.upload(file)
+    agent.start()
+    ended(agent)
+    pieces = [count for method, count in seen if method == "PATCH"]
+    assert len(pieces) > 5 and sorted(set(pieces)) == pieces
 
 
 def test_it_waits_sealed_and_for_whoever_sends(run, parent, file, site, tmp_path):

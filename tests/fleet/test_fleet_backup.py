@@ -15,6 +15,7 @@ import sys
 import tarfile
 from contextlib import closing
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from fleet_modes import Mode
@@ -558,3 +559,14 @@ def test_two_at_once(deployment, tmp_path, keys):
     seen = []
     taking.take(read_settings(deployment), tmp_path / "b", [keys[0]], progress=again)
     assert seen
+
+
+def _put_back(url):
+    databases.put_back(Path("none"), url, lambda: None)
+
+
+@pytest.mark.parametrize("use", [databases.check_empty, _put_back])
+def test_a_database_that_is_no_url_keeps_its_password(use):
+    with pytest.raises(Unusable, match="no URL") as refused:
+        use("postgresql://u:pa@ss:word@host/db")
+    assert "word@" not in str(refused.value)

@@ -21,8 +21,10 @@ from cryptography.x509.oid import NameOID
 from fleet_nodes import eventually
 from fleet_world import make_world
 
+from upseal import PrivateKey
 from upseal.cli import main
 from upseal.fleet.admin.deployment import Deployment
+from upseal.fleet.server.store import Store, StoreError
 
 BAD, WARNED = 1, 8
 
@@ -362,6 +364,35 @@ def test_a_database_that_is_not_there_or_another_ones(site, look, tmp_path):
     code, found = look("--server", site)
     assert code == BAD and "s3cr3t" not in json.dumps(found)
     assert "check `database`" in said(found["database"], "fail")
+
+
+@pytest.mark.parametrize("rest", ["s3cr@t:w0rd@127.0.0.1:1/upseal", "s3cr3t@127.0.0.1:p0rt/upseal"])
+def test_a_database_whose_url_is_none_is_not_repeated(site, look, rest):
+    path = site / "deployment.toml"
+    url = f"postgresql://ada:{rest}"
+    path.write_text(path.read_text().replace("sqlite:///server.db", url))
+    code, found = look("--server", site)
+    assert code == BAD and "is no URL" in said(found["database"], "fail")
+    words = json.dumps(found)
+    assert "s3cr" not in words and "w0rd" not in words
+    with pytest.raises(StoreError, match="no database URL"):
+        Store.open(url)
+
+
+def test_a_key_that_is_kept_elsewhere_is_not_missing(world, look, tmp_path):
+    site = tmp_path / "copy"
+    shutil.copytree(world.deployment, site, ignore=shutil.ignore_patterns("*.db*", "address"))
+    with closing(sqlite3.connect(world.deployment / "server.db")) as db:
+        db.execute(f"VACUUM INTO '{site}/server.db'")
+    for path in (site / "keys").glob("*.pem"):
+        public = PrivateKey.from_pem(path.read_bytes()).public_key
+        path.with_suffix(".ref").write_bytes(b"unix:/run/keys.sock\n" + public.to_pem())
+        path.unlink()
+    _, found = look("--server", site)
+    assert worst(found["keys"]) == "ok", found["keys"]
+    assert public.key_id.hex() in json.dumps(found["keys"])
+    path.with_suffix(".ref").write_bytes(b"nowhere\n")
+    assert "names no key" in said(look("--server", site)[1]["keys"], "fail")
 
 
 def test_a_key_that_is_missing_and_an_alarm(world, look, tmp_path):

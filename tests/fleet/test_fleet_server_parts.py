@@ -4,13 +4,14 @@
 import hashlib
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
 from fleet_server_support import until
 from fleet_support import Site as Fleet
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from upseal import PrivateKey
 from upseal.fleet import jws
@@ -191,6 +192,31 @@ def test_a_writer_that_closes_writes_what_it_has(store):
         made.submit(Job(units=[unit(99)]))
     assert made.submit(Job()).result(0).units == []  # nothing to write is done at once
     assert not made.alive
+
+
+def _raised(error):
+    raise error
+
+
+def test_each_job_that_a_database_refuses_is_progress(writer, store, monkeypatch):
+    """Each may wait for it as long as it may: a watchdog must not take many of them for one."""
+    held, release, progress = threading.Event(), threading.Event(), []
+
+    @contextmanager
+    def writing():
+        progress.append(writer.progress[1])
+        held.set()
+        release.wait(30)
+        yield from _raised(OperationalError("x", {}, Exception("away")))
+
+    monkeypatch.setattr(store, "writing", writing)
+    futures = [writer.submit(Job(units=[unit(0)]))]
+    assert held.wait(30)
+    futures += [writer.submit(Job(units=[unit(n)])) for n in range(1, 6)]
+    release.set()
+    assert all(isinstance(f.exception(30), OperationalError) for f in futures)
+    # The first by itself, then all others at once, and then each of those.
+    assert len(progress) == 7 and progress[2:] == [*range(progress[2], progress[2] + 5)]
 
 
 def test_who_no_longer_waits_stops_nothing(writer):

@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from upseal.fleet.server.store import (
     activity,
     alarms,
     audit,
+    base,
     challenges,
     clients,
     deadletters,
@@ -659,3 +661,21 @@ def test_a_busy_server_does_not_starve_another_process(tmp_path):
         with store.reading() as db:
             assert audit.verify(db)[0] == 10
             assert units.totals(db)[0] == len(written)
+
+
+def test_a_postgresql_that_is_silent_is_away(monkeypatch):
+    """A host that was switched off: the writer would else stand still for minutes."""
+    monkeypatch.setattr(base, "_GONE", {**base._GONE, "connect_timeout": 2})
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it connects, and that is all
+        url = f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/x"
+        failed = []
+
+        def use():
+            with pytest.raises(StoreError) as caught:
+                Store.open(url)
+            failed.append(str(caught.value))
+
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert failed and "cannot use the database" in failed[0]

@@ -224,6 +224,37 @@ def test_an_impostor_without_the_private_key_is_found_out(tmp_path):
         thread.join()
 
 
+def test_a_process_that_hangs_is_waited_for_by_one_at_a_time_and_not_after_another(tmp_path):
+    """Else each thread of a server would wait its own time after all others'."""
+    path = tmp_path / "keys.sock"
+    lazy = LazyKey(f"unix:{path}", PrivateKey.generate().public_key)
+    together, errors = threading.Barrier(5), []
+
+    def unwrap():
+        together.wait()
+        with pytest.raises(KeyUnavailable, match="does not answer") as caught:
+            lazy.unwrap(b"")
+        errors.append(caught.value)
+
+    threads = [threading.Thread(target=unwrap) for _ in range(4)]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        for thread in threads:
+            thread.start()
+        together.wait()
+        sock, _ = listener.accept()
+        with sock:
+            wire.receive(sock, wire.REQUEST_MAX, 10, 10)
+            time.sleep(0.3)  # the others stand behind the one that asks
+        for thread in threads:
+            thread.join()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert len(errors) == 4
+
+
 def test_a_token_behind_the_process_that_is_unplugged(tokens, tmp_path):
     with Process(tmp_path, tokens.uri()) as process:
         held = open_key(process.address)
@@ -343,6 +374,10 @@ def test_malformed_requests_end_their_connection_and_nothing_else(process):
         assert talk(process.path, raw) == b""
     status = KeyProcess(process.address).status()
     assert status["malformed"] >= 8
+    for _ in range(50):
+        assert talk(process.path, frame.pack(0)) == malformed
+    assert KeyProcess(process.address).status()["malformed"] >= 58
+    assert process.log().count("malformed") < 40, "any local user could fill the log"
     assert len(open_keys(process.address)) == 4
 
 
@@ -366,6 +401,29 @@ def test_a_user_gets_so_many_unwraps_a_second_and_half_of_the_connections(files,
         for sock in socks:
             sock.close()
         assert again(lambda: open_key(process.address), KeyUnavailable).suite == 0x20
+
+
+def test_a_connection_that_there_is_no_room_for_is_not_kept(tmp_path):
+    path = tmp_path / "keys.sock"
+
+    def serve(listener):
+        for _ in range(2):  # two questions, two connections
+            sock, _ = listener.accept()
+            with sock:
+                wire.send(sock, bytes([wire.Code.BUSY]), 10)
+                wire.receive(sock, wire.REQUEST_MAX, 10, 10)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with KeyProcess(f"unix:{path}") as process:
+            for _ in range(2):
+                with pytest.raises(KeyUnavailable, match="no room for more connections"):
+                    process.status()
+                assert not process._idle
+        thread.join()
 
 
 def test_it_never_gives_the_key(process, keys):

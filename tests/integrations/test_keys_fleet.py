@@ -15,7 +15,7 @@ from upseal.fleet.relay.keys import RelayKeys, listing
 from upseal.fleet.relay.meters import Meters
 from upseal.fleet.relay.repackage import Repackager
 from upseal.fleet.relay.settings import Repackage
-from upseal.fleet.server import upkeep
+from upseal.fleet.server import replay, upkeep
 from upseal.fleet.server.opening import KEY_RETRY
 from upseal.fleet.server.store import deadletters, units
 from upseal.fleet.units import Status, fleet_context
@@ -202,6 +202,32 @@ def test_a_server_starts_without_its_key_and_dead_letters_wait_for_it(site, away
             assert len(letters(site)) == 1
         asked = done(lambda: agent.ask(hashlib.sha256(last).digest()))
         assert agent.statuses(asked) == {third.digest: Status.STORED}
+
+
+def test_dead_letters_of_another_key_do_not_wait_for_one_that_is_away(site, away, monkeypatch):
+    monkeypatch.setattr(replay, "_ROUND", 1)
+    with site.running():
+        ready(site)
+        agent = site.enrol()
+    old = sealed(site, agent.unit(b"old"))
+    with site.admin() as deployment:
+        deployment.generate_key()
+        deployment.enable(force=True)
+    new = sealed(site, agent.unit(b"new"))
+    paths = sorted((site.folder / "keys").iterdir())
+    assert [path.suffix for path in paths] == [".ref", ".pem"]
+    for path in paths:
+        path.rename(site.folder / path.name)
+    with site.running():
+        for body in (old, new):
+            assert only(agent.send(body)).state is State.PENDING
+    for path in paths:
+        (site.folder / path.name).rename(path)
+    with away, site.running():
+        until(lambda: stored(site, agent) == [b"new"])
+        assert [one.reason for one in letters(site)] == ["missing-key"]
+    with site.running():
+        until(lambda: stored(site, agent) == [b"new", b"old"])
 
 
 def test_the_command_line_takes_a_kept_key(tmp_path):

@@ -3,13 +3,14 @@
 killed, each report is stored once, and its sender hears so by a signed receipt."""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import nats
@@ -26,13 +27,16 @@ from upseal import PrivateKey, Sealer
 from upseal.fleet.credentials import prove
 from upseal.fleet.http.client import Unreachable
 from upseal.fleet.http.problems import Problem
-from upseal.fleet.http.results import State
+from upseal.fleet.http.results import Result, State
 from upseal.fleet.identity import SigningKey
 from upseal.fleet.server.settings import read_settings
 from upseal.fleet.server.store import alarms, deadletters, units
 from upseal.fleet.settings import SettingsError
 from upseal.fleet.units import Status, bundle, unit_rows
-from upseal.integrations.nats import NatsSettings, Unfit, read_nats, run_opener
+from upseal.integrations.nats import Broker, NatsSettings, Unfit, link, read_nats, run_opener
+from upseal.integrations.nats.opener import Opener
+from upseal.integrations.nats.opening import Done
+from upseal.integrations.nats.streams import connect, decode_results, encode_results
 from upseal.integrations.nats.waiting import LATE, Waiting
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nats" / "two_halves.py"
@@ -361,6 +365,8 @@ def test_what_others_put_on_the_broker_is_not_believed_and_blocks_nothing(tmp_pa
             await js.publish(subject, body, headers={"Upseal-Received": "x" * 2000})
             await js.publish(subject, body, headers=_carried(forged, body))
             await js.publish(subject, own, headers=true)  # another's proof
+            for status in ("404", "503"):  # as if the broker said that there is nothing
+                await js.publish(subject, body, headers={"Status": status})
             old = {**_carried(agent, own), "Upseal-Received": "1"}
             await js.publish(subject, body, headers=_carried(agent, body, now_ms() - 700_000))
             await js.publish(subject, own, headers=old)
@@ -527,6 +533,216 @@ def test_what_a_front_waits_for_has_an_end(monkeypatch):
     assert [waiting.waits(body) for body in (done, lost, late)] == [False, False, True]
     waiting.begin([new, done, lost])
     assert len(waiting) == 3 and waiting.get(late) is None
+
+
+@contextmanager
+def pretender(say):
+    """Something that says it is a broker: ``say(reader, writer)`` of each connection, in turn."""
+    started, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def said(reader, writer):
+        try:
+            await say(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    server = loop.run_until_complete(asyncio.start_server(said, "127.0.0.1", 0))
+
+    def run():
+        asyncio.set_event_loop(loop)
+        loop.call_soon(started.set)
+        loop.run_forever()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+
+        async def end():
+            server.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _info(**more):
+    said = {"server_id": "x", "version": "2.9.10", "max_payload": 9 << 20, "headers": True, **more}
+    return b"INFO " + json.dumps(said).encode() + b"\r\n"
+
+
+async def _lets_in(reader, writer, **more):
+    writer.write(_info(**more))
+    while (line := await reader.readline()) and line != b"PING\r\n":
+        pass
+    writer.write(b"PONG\r\n")
+
+
+def test_who_takes_tls_away_is_told_nothing(tmp_path):
+    """Somebody between us and the broker leaves it out of what the broker says."""
+    heard = []
+
+    async def say(reader, writer):
+        writer.write(_info())
+        writer.write(b"PONG\r\n")
+        heard.append(await reader.read(1 << 16))
+
+    (tmp_path / "password").write_text("a b c")
+    authority = TlsAuthority(tmp_path / "tls")
+    for scheme, more in (("nats", {"tls_ca": str(authority.file)}), ("tls", {})):
+        with pretender(say) as port:
+            settings = NatsSettings(
+                servers=(f"{scheme}://127.0.0.1:{port}",), user="me",
+                password_file="password", **more,
+            )  # fmt: skip
+            with pytest.raises(TimeoutError):
+                asyncio.run(
+                    asyncio.wait_for(connect(Broker(settings, tmp_path, bytes(16)), "x"), 1.5)
+                )
+    assert len(heard) >= 2 and set(heard) == {b""}
+
+
+def test_only_brokers_that_the_settings_name_are_gone_to(tmp_path):
+    """What a broker says of others comes before TLS, so anybody may have written it."""
+
+    async def say(reader, writer):
+        await _lets_in(reader, writer, connect_urls=["192.0.2.1:4222", "elsewhere.example:4222"])
+        await reader.read()
+
+    async def run(port):
+        settings = NatsSettings(servers=(f"nats://127.0.0.1:{port}",))
+        connection = await connect(Broker(settings, tmp_path, bytes(16)), "x")
+        try:
+            return [one.netloc for one in connection.servers], connection.discovered_servers
+        finally:
+            await connection.close()
+
+    with pretender(say) as port:
+        assert asyncio.run(run(port)) == ([f"127.0.0.1:{port}"], [])
+
+
+def test_a_broker_that_ends_a_connection_with_an_error_is_come_back_to(tmp_path):
+    """Such as to end all of them when its settings are read again."""
+    times = []
+
+    async def say(reader, writer):
+        times.append(0)
+        await _lets_in(reader, writer)
+        if len(times) == 1:
+            writer.write(b"-ERR 'Maximum Payload Violation'\r\n")
+        else:
+            await reader.read()
+
+    async def run(port):
+        settings = NatsSettings(servers=(f"nats://127.0.0.1:{port}",))
+        connection = await connect(Broker(settings, tmp_path, bytes(16)), "x")
+        try:
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                if len(times) == 2 and connection.is_connected:
+                    return True
+            return False
+        finally:
+            await connection.close()
+
+    with pretender(say) as port:
+        assert asyncio.run(run(port))
+
+
+def test_a_front_that_listens_anew_hears_each_result_once(tmp_path, monkeypatch):
+    """It does so after each failure: what was subscribed before must not stay."""
+    monkeypatch.setattr(link, "_AGAIN", 0.05)
+    monkeypatch.setattr(link, "_LOOK", 0.1)
+    told, looks = [], []
+    with broker(tmp_path / "nats") as server:
+        settings = NatsSettings(servers=(server.url,), max_bytes=1 << 20, results_bytes=1 << 20)
+        place = Broker(settings, tmp_path, bytes(16))
+        one = link.Link(place, lambda found, announced: told.append(found), lambda *_: None)
+        look = one._look
+
+        async def slow():
+            looks.append(0)
+            if len(looks) < 5:
+                raise TimeoutError
+            await look()
+
+        monkeypatch.setattr(one, "_look", slow)
+        one.start()
+        try:
+            eventually(lambda: len(looks) >= 5 and one.ready() is None, "a link")
+
+            async def tell(afresh=False):
+                connection = await nats.connect(server.url)
+                if afresh:
+                    await connection.jetstream().delete_stream(place.results)
+                    before = len(looks)
+                    while len(looks) < before + 3:
+                        await asyncio.sleep(0.05)
+                data, headers = encode_results([Result.unknown(bytes(32))], [])
+                await connection.jetstream().publish(
+                    place.subject("results"), data, headers=headers
+                )
+                await connection.close()
+
+            asyncio.run(tell())
+            eventually(lambda: told, "a result")
+            time.sleep(0.5)
+            assert len(told) == 1
+            asyncio.run(tell(afresh=True))  # somebody has deleted the stream
+            eventually(lambda: len(told) == 2, "a result by a stream that was made again")
+        finally:
+            one.stop()
+
+
+def test_what_fronts_are_told_fits_the_broker_with_its_headers(tmp_path):
+    """A relay's request can have so many results, and so many uploads announced in it."""
+    site = Site(tmp_path / "site")
+    with broker(tmp_path / "nats") as server:
+        join(site.folder, server, max_bytes=1 << 20, results_bytes=64 << 20)
+        settings = read_settings(site.folder)
+        place = read_nats(site.folder, settings.deployment)
+        each = len(encode_results([Result.pending(bytes(32))] * 2, [])[0]) - len(
+            encode_results([Result.pending(bytes(32))], [])[0]
+        )
+        count = (9 << 20) // each - 1  # with no header it would fit
+        bodies = [number.to_bytes(32, "big") for number in range(count)]
+        announced = [number.to_bytes(16, "big") for number in range(5000)]
+
+        async def run():
+            opener = Opener(settings, place)
+            connection = None
+            try:
+                connection = await opener._connected()
+                heard = await connection.jetstream().subscribe(
+                    place.subject("results"), ordered_consumer=True
+                )
+                for done in (
+                    Done([Result.pending(body) for body in bodies], announced[:1000]),
+                    Done([], announced[1000:]),
+                ):
+                    told = asyncio.ensure_future(opener._publish(opener._js, done))
+                    await asyncio.wait_for(told, 20)
+                found, uploads = [], []
+                while len(found) < count or len(uploads) < len(announced):
+                    results, some = decode_results(await heard.next_msg(timeout=10))
+                    found += [result.body for result in results]
+                    uploads += some
+                assert found == bodies and sorted(uploads) == announced
+            finally:
+                if connection is not None:
+                    await connection.close()
+                opener.close()
+
+        asyncio.run(run())
 
 
 def test_the_example_runs():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys in real tokens: SoftHSM2 (P-256), NSS's soft token (RSA-OAEP, P-256)."""
 
+import hmac
 import json
 import os
 import subprocess
@@ -172,6 +173,34 @@ def test_another_key_under_the_same_name_is_not_taken_for_it(tokens):
         lazy.unwrap(b"")
 
 
+def test_a_key_of_another_kind_in_its_place_is_no_fault_of_the_data(tmp_path, monkeypatch):
+    program = """
+import sys
+import pkcs11
+from pkcs11.util.ec import encode_named_curve_parameters
+from upseal import KeyUnavailable, Opener, Sealer
+from upseal.integrations.keys import open_key
+key = open_key(sys.argv[1])
+sealed = Sealer([key.public_key]).seal(b"kept")
+with pkcs11.lib(sys.argv[2]).get_token(token_label="vault").open(rw=True) as session:
+    for found in list(session.get_objects({pkcs11.Attribute.LABEL: "server"})):
+        found.destroy()
+    curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp384r1")}
+    other = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+    other.generate_keypair(store=True, label="server", id=b"\\1")
+try:
+    Opener([key]).open(sealed)
+except KeyUnavailable as error:
+    print(error)
+"""
+    monkeypatch.setenv("SOFTHSM2_CONF", "")  # put back afterwards: what the others have stays
+    arguments = [Tokens(tmp_path).uri(), SOFTHSM]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=60, text=True
+    )
+    assert "this is another curve" in done.stdout, done.stderr
+
+
 def test_a_wrong_pin_is_tried_once(tokens, tmp_path):
     program = """
 import sys, time
@@ -274,7 +303,8 @@ def test_the_key_schedule_is_rfc_9180s():
             dhkem.open_base(*wrong)
 
 
-def test_it_opens_what_cryptography_wraps():
+def test_it_opens_what_cryptography_wraps(monkeypatch):
+    monkeypatch.setattr(hmac, "digest", None)  # Python's is in no FIPS provider
     private = ec.generate_private_key(ec.SECP256R1())
     key = PrivateKey(private)
     wrapped = key.public_key.wrap(SECRET)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from upseal.core.forks import renew_in_children
@@ -37,6 +38,8 @@ __all__ = [
 PIN = "UPSEAL_PASSPHRASE"
 """The environment's PIN of a token whose reference has no ``pin-source``."""
 _FILE_MAX = 1 << 16
+_PAUSE = 1.0
+"""Seconds after a key was not found in which it is not looked for."""
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -163,6 +166,7 @@ class LazyKey:
         self._reference, self.public_key, self._passphrase = reference, public_key, passphrase
         self.suite, self.key_id = int(public_key.suite), public_key.key_id
         self._found: PrivateKey | HeldKey | None = None
+        self._why, self._again = "", 0.0
         self._lock = threading.Lock()
         renew_in_children(self)
 
@@ -195,8 +199,18 @@ class LazyKey:
         if self._found is None:
             with self._lock:
                 if self._found is None:
-                    self._found = self._look()
+                    self._found = self._look_seldom()
         return self._found
+
+    def _look_seldom(self) -> PrivateKey | HeldKey:
+        """Who waited for the lock meanwhile has the same answer: a process may hang for seconds."""
+        if time.monotonic() < self._again:
+            raise KeyUnavailable(self._why)
+        try:
+            return self._look()
+        except KeyUnavailable as error:
+            self._why, self._again = str(error), time.monotonic() + _PAUSE
+            raise
 
     def _look(self) -> PrivateKey | HeldKey:
         """None of what may go wrong depends on what is to be opened."""

@@ -81,6 +81,20 @@ def private(path: Path, kind: str, owner: int) -> Iterator[Line]:
         yield ok("keys", f"{path}: {name}, mode {mode:04o}")
 
 
+def references(folder: Path) -> Iterator[Line]:
+    """Private keys that are kept elsewhere, as their files say; nobody is asked for them."""
+    from upseal.integrations.keys import kept_elsewhere
+
+    for path in sorted(folder.glob("*-*.ref")):
+        try:
+            key = kept_elsewhere(path.read_bytes()[:_PEM_MAX])
+        except (ValueError, TypeError):
+            yield fail("keys", f"{path} names no key that is kept", "restore it from a backup")
+        else:
+            name = f"{key.public_key.name} {key.key_id.hex()}"
+            yield ok("keys", f"{path}: {name}, kept elsewhere: not asked for")
+
+
 def _name(data: bytes, kind: str) -> str:
     if kind == "encryption":
         from upseal.core.keys import PrivateKey

@@ -165,6 +165,7 @@ def _keys(member: Member) -> Iterator[Line]:
         return
     for path in sorted((member.folder / "keys").glob("*-*.pem")):
         yield from files.private(path, "encryption", owner)
+    yield from files.references(member.folder / "keys")
 
 
 def _manifest(member: Member) -> Iterator[Line]:

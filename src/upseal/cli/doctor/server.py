@@ -82,6 +82,7 @@ def _keys(server: Server) -> Iterator[Line]:
     yield from files.private(server.path / "receipt.pem", "signing", owner)
     for path in sorted((server.path / "keys").glob("*-*.pem")):
         yield from files.private(path, "encryption", owner)
+    yield from files.references(server.path / "keys")
     for name in ("signing.pem", "ca.key"):  # the administrator may keep them elsewhere
         if (server.path / name).exists():
             yield from files.private(server.path / name, "signing", owner)
@@ -105,7 +106,7 @@ def _connected(server: Server) -> Iterator[Any]:
     else:
         try:
             url = sqlalchemy.make_url(database).set(drivername="postgresql+psycopg")
-        except sqlalchemy.exc.ArgumentError:
+        except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of what it takes for a port
             raise _DatabaseError("`database` is no URL") from None  # it may hold a password
         seconds = max(1, round(server.seconds))
         engine = sqlalchemy.create_engine(
@@ -190,12 +191,11 @@ def _manifest(server: Server) -> Iterator[Line]:
         yield from manifests.lines(manifest, _RENEW)
         yield from manifests.pinned(dict(manifest.signers()))
         for key in manifest.encryption:
-            name = f"{key.generation}-{key.public().key_id.hex()}.pem"
-            if not (server.settings.keys / name).is_file():
+            path = server.settings.keys / f"{key.generation}-{key.public().key_id.hex()}.pem"
+            if not path.is_file() and not path.with_suffix(".ref").is_file():
                 yield fail(
                     "keys",
-                    f"{server.settings.keys / name} is missing: what clients seal now waits as "
-                    "dead letters",
+                    f"{path} is missing: what clients seal now waits as dead letters",
                     "restore it from a backup; the server takes it up by itself",
                 )
 

@@ -63,7 +63,7 @@ def signs_of(agent: Agent) -> list[Sign]:
 
     def uploads() -> tuple[bool, int]:
         carries = agent.uploading
-        return carries is not None, 0 if carries is None else carries.turns
+        return carries is not None, 0 if carries is None else carries.pulse.count
 
     return [
         Sign("sender", sender, _DISK),

@@ -46,16 +46,26 @@ class Replay:
 
     def round(self) -> bool:
         """Takes some through that were asked for; True if there may be more."""
-        self._key_away = False
-        with self._store.reading() as db:
-            wanted = deadletters.listing(db, wanted=True, limit=_ROUND)
-        for letter in wanted:
-            result = self._one(letter)
-            if self._key_away:
-                break
-            self._meters.replayed.labels(result).inc()
-            event(_log, "dead letter replayed", body=letter.id.hex(), result=result)
-        return len(wanted) == _ROUND and not self._key_away
+        away: set[bytes | None] = set()
+        while True:
+            before = len(away)
+            with self._store.reading() as db:
+                but = [key_id for key_id in away if key_id is not None]
+                wanted = deadletters.listing(db, wanted=True, limit=_ROUND, but=but)
+            for letter in wanted:
+                if letter.key_id in away:  # those that wait for other keys do not wait for it
+                    continue
+                self._key_away = False
+                result = self._one(letter)
+                if self._key_away:
+                    away.add(letter.key_id)
+                    continue
+                self._meters.replayed.labels(result).inc()
+                event(_log, "dead letter replayed", body=letter.id.hex(), result=result)
+            if len(wanted) < _ROUND or None in away:
+                return False
+            if len(away) == before:
+                return True
 
     def _one(self, letter: deadletters.DeadLetter) -> str:
         with self._store.reading() as db:

@@ -127,7 +127,7 @@ class Writer:
 
     @property
     def progress(self) -> tuple[bool, int]:
-        """Whether there is something to write, and how many groups were tried."""
+        """Whether there is something to write, and how many groups and jobs were tried."""
         return bool(self._jobs) or self._writing, self.turns
 
     @property
@@ -198,6 +198,7 @@ class Writer:
             if len(group) > 1:
                 for one in group:
                     self._write([one])
+                    self.turns += 1  # each may wait for a database that is away
                 return
             job, future = group[0]
             future.set_exception(error)

@@ -160,8 +160,8 @@ class KeyProcess:
         except BaseException:
             sock.close()
             raise
-        if answer[0] in (Code.MALFORMED, Code.DENIED):
-            sock.close()
+        if answer[0] in (Code.MALFORMED, Code.DENIED) or answer == bytes([Code.BUSY]):
+            sock.close()  # as the other side does: BUSY without a time is of connections
             return answer
         with self._lock:
             if len(self._idle) < _POOL:
@@ -250,6 +250,8 @@ def _said(code: int, payload: bytes) -> str:
     if code == Code.NO_KEY:
         return "does not have this key any more"
     if code == Code.BUSY:
+        if not payload:
+            return "has no room for more connections by this user; keep fewer, or --connections"
         return f"has no room for more unwraps by this user; again in {_milliseconds(payload)} ms"
     if code == Code.DENIED:
         return "does not let this user use its keys; see `upseal keys serve --allow-user`"

@@ -23,6 +23,7 @@ from upseal.core.keys import PrivateKey
 from upseal.core.suites import SECRET_LEN
 from upseal.engine import resolve
 from upseal.errors import KeyUnavailable
+from upseal.fleet.http.seldom import Seldom
 from upseal.integrations.keyprocess import wire
 from upseal.integrations.keyprocess.wire import Code
 from upseal.integrations.keys import HeldKey
@@ -115,6 +116,7 @@ class KeyServer:
         self._threads: set[threading.Thread] = set()
         self._counts = _Counts()
         self._lock = threading.Lock()
+        self._seldom = Seldom()  # any local user may cause lines
         self._awake, self._wake = socket.socketpair()
         self._wake.setblocking(False)
         self._stopping = self._reload = False
@@ -178,6 +180,10 @@ class KeyServer:
             self._counts.reloads += 1
         _log.info("keys loaded again: %d, new %s, gone %s", len(keys), new, gone)
 
+    def _warn(self, text: str, *facts: object) -> None:
+        if (left_out := self._seldom.tell()) is not None:
+            _log.warning(f"{text} (%d such lines left out)", *facts, left_out)
+
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
@@ -194,7 +200,7 @@ class KeyServer:
             return
         code = self._admit(peer)
         if code is not Code.DONE:
-            _log.warning("%s: pid %d of uid %d", code.name.lower(), peer.pid, peer.uid)
+            self._warn("%s: pid %d of uid %d", code.name.lower(), peer.pid, peer.uid)
             _answer_and_close(sock, code)
             return
         thread = threading.Thread(target=self._run, args=(sock, peer), name="upseal-keys")
@@ -248,7 +254,7 @@ class KeyServer:
             except ValueError as error:
                 with self._lock:
                     self._counts.malformed += 1
-                _log.warning("malformed request of pid %d, uid %d: %s", peer.pid, peer.uid, error)
+                self._warn("malformed request of pid %d, uid %d: %s", peer.pid, peer.uid, error)
                 _answer_and_close(sock, Code.MALFORMED)
                 return
             except OSError:

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 from nats.errors import MaxPayloadError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -59,6 +60,7 @@ class Link:
         self._renewed = asyncio.Event()
         self._connection: Nats | None = None
         self._js: JetStreamContext | None = None
+        self._listening: JetStreamContext.PushSubscription | None = None
         self._heard = 0
         self._seldom = Seldom(*LINES)
         self.trouble: str | None = "not connected yet"
@@ -196,11 +198,15 @@ class Link:
     async def _listen(self) -> None:
         """Hears results from the last one heard on; a broker that was down has forgotten us."""
         assert self._connection is not None
+        if self._listening is not None:  # it may still be there, and each would hear all results
+            with suppress(NatsError):
+                await self._listening.unsubscribe()
+            self._listening = None
         self._js = await prepare(self._connection, self._broker)
         info = await self._js.stream_info(self._broker.results)
         if info.state.last_seq < self._heard:  # set up anew
             self._heard = 0
-        await self._js.subscribe(
+        self._listening = await self._js.subscribe(
             self._broker.subject("results"),
             stream=self._broker.results,
             cb=self._on_results,
@@ -224,7 +230,8 @@ class Link:
         self._told(found, announced)
 
     async def _look(self) -> None:
-        assert self._js is not None
+        assert self._js is not None and self._listening is not None
+        await self._listening.consumer_info()  # one that is gone says nothing, and so do we
         stream = (await self._js.stream_info(self._broker.units)).state
         consumer = await self._js.consumer_info(self._broker.units, CONSUMER)
         self.depth = stream.messages

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 from nats.errors import MaxPayloadError
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NoStreamResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from upseal.fleet.hops import HopRefused
@@ -34,6 +34,7 @@ from upseal.fleet.server.writer import Job, Outcome
 from upseal.integrations.nats.opening import Done, NotReady, Rooms, refused
 from upseal.integrations.nats.settings import Broker
 from upseal.integrations.nats.streams import (
+    ANNOUNCED_MOST,
     CONSUMER,
     LINES,
     Carried,
@@ -45,6 +46,7 @@ from upseal.integrations.nats.streams import (
     Unfit,
     connect,
     encode_results,
+    most,
     prepare,
     why,
 )
@@ -78,6 +80,7 @@ class Opener:
         self.rooms = Rooms(settings, self._reopened)
         self._pool = ThreadPoolExecutor(settings.limits.threads, "upseal-open")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: Nats | None = None
         self._js: JetStreamContext | None = None
         self._seldom = Seldom(*LINES)
         self.trouble: str | None = "not connected yet"
@@ -105,9 +108,7 @@ class Opener:
         if connection is None:
             return
         event(_log, "opener ready", stream=self._broker.units, keys=len(self.rooms.keyring.key_ids))
-        hands = [
-            asyncio.ensure_future(self._hand(connection, stop)) for _ in range(self._said.in_hand)
-        ]
+        hands = [asyncio.ensure_future(self._hand(stop)) for _ in range(self._said.in_hand)]
         try:
             await asyncio.gather(*hands)
         finally:
@@ -134,6 +135,7 @@ class Opener:
             try:
                 connection = connection or await connect(self._broker, "upseal opener")
                 self._js = await prepare(connection, self._broker)
+                self._connection = connection
                 self.trouble = None
                 return connection
             except (NatsError, OSError, TimeoutError) as error:
@@ -147,7 +149,7 @@ class Opener:
 
     # -- one of those that work at once ---------------------------------------------------
 
-    async def _hand(self, connection: Nats, stop: asyncio.Event) -> None:
+    async def _hand(self, stop: asyncio.Event) -> None:
         js = self._js
         assert js is not None
         messages = await js.pull_subscribe_bind(consumer=CONSUMER, stream=self._broker.units)
@@ -158,12 +160,17 @@ class Opener:
                 continue
             except NatsError as error:  # away, or set up anew
                 self._complain("nothing can be fetched", error)
-                await asyncio.sleep(_AGAIN)
-                if isinstance(error, APIError) and connection.is_connected:
-                    with suppress(NatsError, TimeoutError, Unfit):
-                        await prepare(connection, self._broker)
+                await self._mend(error)
                 continue
             await self._one(message, stop)
+
+    async def _mend(self, error: Exception) -> None:
+        """Waits a little; streams that are gone are made again."""
+        await asyncio.sleep(_AGAIN)
+        connection, gone = self._connection, isinstance(error, APIError | NoStreamResponseError)
+        if gone and connection is not None and connection.is_connected:
+            with suppress(NatsError, TimeoutError, Unfit):
+                await prepare(connection, self._broker)
 
     async def _one(self, message: Msg, stop: asyncio.Event) -> None:
         alive = asyncio.ensure_future(self._say_alive(message))
@@ -287,22 +294,26 @@ class Opener:
                 if stop.is_set():
                     raise _Given from None
                 self._complain("results cannot be told", error)
-                await asyncio.sleep(_AGAIN)
+                await self._mend(error)
 
     async def _publish(self, js: JetStreamContext, done: Done) -> None:
-        data, headers = encode_results(done.results, done.announced)
-        try:
-            await js.publish(
-                self._broker.subject("results"), data, headers=dict(headers),
-                stream=self._broker.results,
-            )  # fmt: skip
-        except MaxPayloadError:
+        """In one message, or in as many as the broker's bounds make of it."""
+        assert self._connection is not None
+        for start in range(ANNOUNCED_MOST, len(done.announced), ANNOUNCED_MOST):
+            await self._publish(js, Done([], done.announced[start : start + ANNOUNCED_MOST]))
+        data, headers = encode_results(done.results, done.announced[:ANNOUNCED_MOST])
+        if len(data) > most(self._connection):
             if len(done.results) == 1:
                 self._complain("results are too long for the broker", MaxPayloadError())
                 return  # its sender sends again, and is told then
             half = len(done.results) // 2
-            await self._publish(js, Done(done.results[:half], done.announced))
+            await self._publish(js, Done(done.results[:half], done.announced[:ANNOUNCED_MOST]))
             await self._publish(js, Done(done.results[half:], []))
+            return
+        await js.publish(
+            self._broker.subject("results"), data, headers=dict(headers),
+            stream=self._broker.results,
+        )  # fmt: skip
 
     def _reopened(self, result: Result) -> None:
         """Of a dead letter, by the upkeep's thread."""

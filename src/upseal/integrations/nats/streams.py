@@ -13,8 +13,8 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import nats
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -43,6 +43,8 @@ LEAST_PAYLOAD = 9 << 20
 NO_ROOM = 10047
 """JetStream's error where what is reserved for streams is given away."""
 _HEADERS = 16 << 10
+ANNOUNCED_MOST = 256
+"""Uploads in the header of one message: a broker counts headers as well, and takes 64 KiB."""
 LINES = (1 / 30, 90.0)
 """Of a log while a broker is away, for `Seldom`."""
 _RESULTS_AGE = 3600.0
@@ -99,7 +101,10 @@ class Carried:
             raise Foreign("it does not say when it was taken")
         if AUTHORIZATION not in headers or PROOF not in headers:
             raise Foreign("it does not say who sent it")
-        there = int(message.metadata.timestamp.timestamp() * 1000)
+        try:
+            there = int(message.metadata.timestamp.timestamp() * 1000)
+        except (NatsError, ValueError, OverflowError, OSError):
+            raise Foreign("it does not come from the stream") from None
         received = min(max(int(text), there - SKEW_MS), there + SKEW_MS)
         return cls(bytes(message.data), headers, received)
 
@@ -129,6 +134,41 @@ def decode_results(message: Msg) -> tuple[list[Result], list[bytes]]:
     return found, announced
 
 
+class _Client(Nats):
+    """As nats-py has it, but for four things in which it does what anybody tells it to.
+
+    What a broker says of itself comes before TLS: whoever is in between may have written it.
+    """
+
+    def _connect_command(self) -> bytes:
+        """Says who we are, before anything else: so not without TLS where that is wanted."""
+        server, writer = self._current_server, getattr(self._transport, "_io_writer", None)
+        wanted = "tls" in self.options or server is None or server.uri.scheme == "tls"
+        if wanted and (writer is None or writer.get_extra_info("ssl_object") is None):
+            raise NatsError("the broker does not ask for TLS, and the settings do")
+        return super()._connect_command()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Goes to no brokers but those that the settings name."""
+        info.pop("connect_urls", None)
+        await super()._process_info(info, initial_connection)
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        """A message of a stream is none of the broker's own, whatever its writer put into it."""
+        if headers and reply.startswith(b"$JS.ACK."):
+            headers.pop(Header.STATUS.value, None)
+        return super()._build_message(sid, subject, reply, data, headers)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Comes back, where nats-py would close for good and all."""
+        error = NatsError(f"the broker says {err_msg}")
+        await self._error_cb(error)
+        if "permissions violation" not in err_msg.lower():
+            await self._process_op_err(error)
+
+
 async def connect(
     broker: Broker, name: str, on_reconnected: Callable[[], Awaitable[None]] | None = None
 ) -> Nats:
@@ -144,7 +184,8 @@ async def connect(
         if (left_out := lines.tell()) is not None:
             event(_log, "broker trouble", level=logging.WARNING, why=why(error), left_out=left_out)
 
-    return await nats.connect(
+    connection = _Client()
+    await connection.connect(
         **broker.options(),
         name=name,
         allow_reconnect=True,
@@ -155,10 +196,11 @@ async def connect(
         error_cb=failed,
         reconnected_cb=on_reconnected,
     )
+    return connection
 
 
 def most(connection: Nats) -> int:
-    """Bytes of a request that one message holds."""
+    """Bytes that one message holds beside its headers."""
     return int(connection.max_payload) - _HEADERS
 
 
@@ -241,6 +283,7 @@ def why(error: BaseException) -> str:
 
 
 __all__ = [
+    "ANNOUNCED_MOST",
     "CONSUMER",
     "LEAST_PAYLOAD",
     "LINES",

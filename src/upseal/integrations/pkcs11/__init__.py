@@ -193,7 +193,9 @@ class Pkcs11Key:
         except KeyUnavailable as error:
             self._later(error)
             raise
-        except PKCS11Error as error:
+        except (PKCS11Error, ValueError) as error:
+            if isinstance(error, ValueError) and self._public is None:
+                raise  # it never was one; a key that was is not for what came to be blamed for
             what = KeyUnavailable(f"the key {self._name()} cannot be used: {said(error)}")
             self._later(what)
             raise what from error

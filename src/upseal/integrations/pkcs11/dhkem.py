@@ -8,12 +8,11 @@ has it. All other keys go through the HPKE of ``cryptography``, which has no suc
 
 from __future__ import annotations
 
-import hmac
-
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 POINT = 65
@@ -69,7 +68,9 @@ def open_base(
 
 def _extract(suite: bytes, salt: bytes, label: bytes, ikm: bytes) -> bytes:
     """LabeledExtract of section 4; HKDF-Extract is HMAC, and an empty salt is one of zeros."""
-    return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, "sha256")
+    mac = HMAC(salt or bytes(32), SHA256())  # not Python's: in FIPS mode it is the provider's
+    mac.update(b"HPKE-v1" + suite + label + ikm)
+    return mac.finalize()
 
 
 def _expand(suite: bytes, prk: bytes, label: bytes, info: bytes, length: int) -> bytes:

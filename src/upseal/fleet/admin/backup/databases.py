@@ -153,7 +153,7 @@ def check_empty(database: str) -> None:
             raise Unusable(what, f"there is a file {str(path)!r}", "move it away first")
         return
     _program("pg_restore", what)
-    url = sqlalchemy.make_url(database).set(drivername="postgresql+psycopg")
+    url = _url(what, database).set(drivername="postgresql+psycopg")
     engine = sqlalchemy.create_engine(url, hide_parameters=True)
     try:
         with engine.connect() as db:
@@ -216,10 +216,24 @@ def _program(name: str, what: str) -> str:
     return found
 
 
+def _url(what: str, database: str) -> sqlalchemy.URL:
+    """Whose errors would show parts of the password.
+
+    Raises:
+        Unusable: it is none.
+    """
+    try:
+        return sqlalchemy.make_url(database)
+    except (ValueError, sqlalchemy.exc.ArgumentError):
+        raise Unusable(
+            what, "`database` is no URL", "in a password, @ : / are %40 %3A %2F"
+        ) from None
+
+
 def _run(
     what: str, command: list[str], database: str, look: Callable[[], None], file: Path | None = None
 ) -> None:
-    url = sqlalchemy.make_url(database)
+    url = _url(what, database)
     environment = dict(os.environ)
     if url.password is not None:  # arguments can be read by everybody on the host
         environment["PGPASSWORD"] = str(url.password)

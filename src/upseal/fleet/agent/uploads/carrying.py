@@ -68,6 +68,18 @@ def beside(
         thread.join(_LONGEST_STOP)
 
 
+class Pulse:
+    """Signs of life of a loop one turn of which may take days."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def beat(self, stop: threading.Event | None = None) -> None:
+        """It gets on; raises `Stopped` if ``stop`` is set."""
+        self.count += 1
+        unless(stop)
+
+
 def unless(stop: threading.Event | None) -> None:
     """Raises `Stopped` if that is set."""
     if stop is not None and stop.is_set():

@@ -22,7 +22,7 @@ from upseal.fleet.agent.settings import Settings
 from upseal.fleet.agent.spool import SpoolError
 from upseal.fleet.agent.tally import Alarms, Tally
 from upseal.fleet.agent.uploads.bodies import Damaged
-from upseal.fleet.agent.uploads.carrying import Changed, CheckedLink, Stopped, take_back, unless
+from upseal.fleet.agent.uploads.carrying import Changed, CheckedLink, Pulse, Stopped, take_back
 from upseal.fleet.agent.uploads.jobs import Job, Jobs, Stage, Verdict, about_us, judged
 from upseal.fleet.agent.uploads.making import Body, Travel, travel_of
 from upseal.fleet.agent.uploads.manager import Manager
@@ -85,8 +85,7 @@ class Uploading:
         self._pace = Pace(settings.send, tally)
         self._throttle = Throttle(settings.uploads.throttle)
         self._serial = -1
-        self.turns = 0
-        """Of the loop: it lives while they grow."""
+        self.pulse = Pulse()
         self._sweep_at = self._check_at = self._poll_at = self._told_at = 0.0
         self._poll_pause = _POLL_LEAST
 
@@ -96,7 +95,7 @@ class Uploading:
         """Until told to stop."""
         while not stop.is_set():
             self._wake.clear()
-            self.turns += 1
+            self.pulse.beat()
             more = False
             try:
                 more = self._turn(stop)
@@ -213,7 +212,7 @@ class Uploading:
         if way is Travel.WAIT:
             return None
         began = time.monotonic()
-        body = self._maker.body(row, way, believed, lambda: unless(stop))
+        body = self._maker.body(row, way, believed, lambda: self.pulse.beat(stop))
         if body is None:
             self._gone(job)
             return None
@@ -230,6 +229,7 @@ class Uploading:
         def still() -> bool:
             # Before each piece: to read the disk and to wait for answers takes time.
             nonlocal checked
+            self.pulse.beat()
             believed, decision = self._now()
             if travel_of(body.row, decision, believed, job.stale) is not body.way:
                 return False
@@ -388,7 +388,7 @@ class Uploading:
         if job.body is None or (job.looked and now - job.looked < _LOOK_AGAIN):
             return
         job.looked = now
-        if not self._maker.whole(job.body, lambda: unless(stop)):
+        if not self._maker.whole(job.body, lambda: self.pulse.beat(stop)):
             self._fail(job, job.body.row, "its file is not what it was when it was announced")
 
     def _whole(self, problem: Problem) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy
@@ -20,6 +21,15 @@ _WRITES = "upseal_writes"
 _MAKING_TABLES = 0x7570_7365_616C
 _ALL_TABLES = frozenset(tables.metadata.tables) | {upload_tables.uploads.name}
 _BUSY_SECONDS = 30
+_GONE = MappingProxyType({
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+})  # fmt: skip
+"""For libpq, unless the URL says otherwise: a PostgreSQL that is silent is away, and an error.
+Without them nothing is heard for 2 to 15 minutes. Seconds; the second one milliseconds."""
 
 
 class StoreError(Exception):
@@ -174,7 +184,7 @@ def _url(database: str | os.PathLike[str]) -> tuple[sqlalchemy.URL, Path | None]
         return sqlalchemy.URL.create("sqlite+pysqlite", database=str(path)), path
     try:
         url = sqlalchemy.make_url(name)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of what it takes for a port
         raise StoreError("this is no database URL") from None  # it may hold a password: not said
     kind = url.get_backend_name()
     if kind == "sqlite":
@@ -197,6 +207,7 @@ def _engine(url: sqlalchemy.URL, path: Path | None) -> Engine:
                 pool_size=8,
                 isolation_level="REPEATABLE READ",
                 hide_parameters=True,
+                connect_args={k: v for k, v in _GONE.items() if k not in url.query},
             )
         engine = sqlalchemy.create_engine(
             url,

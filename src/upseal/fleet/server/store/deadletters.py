@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from upseal.fleet.server.tables import dead_letters
 
@@ -111,12 +111,19 @@ def body(db: Connection, id: bytes) -> bytes | None:
 
 
 def listing(
-    db: Connection, *, wanted: bool | None = None, limit: int | None = None
-) -> list[DeadLetter]:
-    """All of them, oldest first, or so many; or only those that another try was asked for."""
+    db: Connection, *, wanted: bool | None = None, limit: int | None = None,
+    but: Collection[bytes] = (),
+) -> list[DeadLetter]:  # fmt: skip
+    """All of them, oldest first, or so many; or only those that another try was asked for.
+
+    ``but`` names keys: those that wait for one of them are left out.
+    """
     query = select(*_FACTS).order_by(dead_letters.c.received, dead_letters.c.id).limit(limit)
     if wanted is not None:
         query = query.where(dead_letters.c.wanted.is_(wanted))
+    if but:
+        key_id = dead_letters.c.key_id
+        query = query.where(or_(key_id.is_(None), key_id.not_in(but)))
     return [_letter(row) for row in db.execute(query)]
 
 
