@@ -2,8 +2,8 @@
 # `make test` and `make demo` need nothing done before them. `make help` lists the rest.
 
 PYTHON ?= python3
-# Test files are shared out to the cores: much of the fleet's tests is waiting for processes.
-PYTEST ?= -n auto --maxprocesses 4 --dist loadfile
+# Test files are shared out to the cores, in their order: much of the fleet's tests, which begin, is waiting for processes.
+PYTEST ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 # Seconds for each target that is fuzzed.
 T ?= 30

@@ -11,6 +11,7 @@ PostgreSQL, so that openers can run on other hosts.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,7 @@ def run(folder: Path, stack: ExitStack) -> int:
         f'listen: "127.0.0.1:{port}"\nmax_payload: 9437184\n'
         f'jetstream {{ store_dir: "{folder / "nats"}", max_file_store: 1073741824 }}\n'
     )
-    start("nats-server", "-c", str(config))
+    start(shutil.which("nats-server") or "/usr/sbin/nats-server", "-c", str(config))
 
     # A deployment, and where its broker is.
     upseal("admin", "init", "--name", "halves")

@@ -112,9 +112,11 @@ def test_a_relay_is_killed_and_nothing_is_lost_or_doubled(tmp_path):
                 make_and_give(world, member, 1 << 20, rng)
             assert answers(port)
         # The other one carries all; what the dead one had was sent again, for want of a receipt.
-        check_files(world)
+        for member in members:
+            eventually(lambda m=member: not counters(m).waiting, "receipts by way of the other")
         victim.start()  # with what it still has in its queue: all of it is there already
         eventually(lambda: not waiting(victim), "what a relay has found again")
+        check_files(world)
         with reporting(world):
             time.sleep(0.5)
         check_files(world)
