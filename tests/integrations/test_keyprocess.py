@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``upseal keys serve``: a real process, real sockets, users that the kernel tells apart."""
 
+import ctypes
 import json
 import os
 import select
@@ -174,6 +175,15 @@ def test_who_stops_it_waits_for_nobody_and_leaves_nothing(files, tmp_path):
         assert one.unwrap(one.public_key.wrap(SECRET)) == SECRET
         assert process.stop() == 0
         assert not process.path.exists()
+
+
+def test_a_signal_that_comes_to_another_thread_ends_it_all_the_same(files, tmp_path):
+    with Process(tmp_path, files[0]) as process, KeyProcess(process.address) as held:
+        held.status()  # a connection, and so a thread
+        pid = process.process.pid
+        others = [int(tid) for tid in os.listdir(f"/proc/{pid}/task") if int(tid) != pid]
+        assert ctypes.CDLL(None).tgkill(pid, others[0], signal.SIGTERM) == 0
+        assert process.process.wait(20) == 0
 
 
 def test_keys_are_loaded_again_and_bad_ones_change_nothing(tmp_path):

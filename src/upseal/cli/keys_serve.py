@@ -221,9 +221,12 @@ def _signals(server: KeyServer) -> Iterator[None]:
         signal.SIGHUP: lambda *_: server.reload(),
     }
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    # A signal that comes to another thread, or just before the loop waits, would not wake it.
+    woken = signal.set_wakeup_fd(server.wake.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
 

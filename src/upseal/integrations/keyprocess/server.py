@@ -117,8 +117,9 @@ class KeyServer:
         self._counts = _Counts()
         self._lock = threading.Lock()
         self._seldom = Seldom()  # any local user may cause lines
-        self._awake, self._wake = socket.socketpair()
-        self._wake.setblocking(False)
+        self._awake, self.wake = socket.socketpair()
+        self.wake.setblocking(False)
+        """What is written here wakes `serve`: for `signal.set_wakeup_fd`."""
         self._stopping = self._reload = False
 
     # -- from anywhere, also from signal handlers ------------------------------------------
@@ -135,7 +136,7 @@ class KeyServer:
 
     def _nudge(self) -> None:
         with suppress(OSError):  # it is awake as it is, or at its end
-            self._wake.send(b"\0")
+            self.wake.send(b"\0")
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -165,7 +166,7 @@ class KeyServer:
         for thread in threads:
             thread.join(2 * _FRAME)
         self._awake.close()
-        self._wake.close()
+        self.wake.close()
 
     def _load_again(self) -> None:
         try:
