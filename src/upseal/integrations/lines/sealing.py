@@ -31,6 +31,7 @@ class Stop:
         self.number = 0
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._before: dict[int, Any] = {}
+        self._woken = -1
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -38,9 +39,12 @@ class Stop:
             if before is not signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._stop)
+        # One that comes just before `wait` waits would not end it.
+        self._woken = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._woken)
         for number, before in self._before.items():
             signal.signal(number, before)
         os.close(self._reading)
