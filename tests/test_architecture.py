@@ -41,6 +41,7 @@ HEADERS = {
     "stdio.h",  # snprintf: the version of OpenSSL as text
     *("openssl/core_names.h", "openssl/crypto.h", "openssl/evp.h", "openssl/params.h"),
     "openssl/provider.h",
+    "openssl/err.h",
     *("sys/mman.h", "unistd.h"),  # pages for keys
     *("asm/hwcap.h", "sys/auxv.h", "intrin.h"),  # what the CPU can do
     *("sys/sdt.h", "valgrind/memcheck.h"),  # for tools
