@@ -10,34 +10,21 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from workers_support import descendants, files_with, fleet_reports, forms, in_memory, key_file
+from workers_support import (
+    COUNTING,
+    descendants,
+    files_with,
+    fleet_reports,
+    forms,
+    in_memory,
+    key_file,
+)
 
 from upseal import Opener, PrivateKey
 
 pytest.importorskip("ray", reason="`make analytics` installs it")
 
 EXAMPLE = ROOT / "examples/ray/open_reports.py"
-COUNTING = """
-import os
-from upseal import PrivateKey
-
-class Counted:
-    def __init__(self):
-        with open(os.environ["COUNTED_KEY"], "rb") as file:
-            self._key = PrivateKey.from_pem(file.read())
-        self.suite, self.key_id = self._key.suite, self._key.key_id
-        told("read")
-    def unwrap(self, wrapped):
-        told("unwrap")
-        return self._key.unwrap(wrapped)
-
-def told(what):
-    with open(os.environ["COUNTED"], "a") as file:
-        file.write(f"{os.getpid()} {what}\\n")
-
-def key():
-    return Counted()
-"""
 
 
 class Engine:

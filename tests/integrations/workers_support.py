@@ -10,6 +10,29 @@ from pathlib import Path
 
 from upseal import PrivateKey, Sealer
 
+COUNTING = """
+import os
+from upseal import PrivateKey
+
+class Counted:
+    def __init__(self):
+        with open(os.environ["COUNTED_KEY"], "rb") as file:
+            self._key = PrivateKey.from_pem(file.read())
+        self.suite, self.key_id = self._key.suite, self._key.key_id
+        told("read")
+    def unwrap(self, wrapped):
+        told("unwrap")
+        return self._key.unwrap(wrapped)
+
+def told(what):
+    with open(os.environ["COUNTED"], "a") as file:
+        file.write(f"{os.getpid()} {what}\\n")
+
+def key():
+    return Counted()
+"""
+"""A module for a worker: its key tells when it is read, and when it unwraps."""
+
 
 def key_file(folder, name="server.pem"):
     """A key, and the reference to it."""

@@ -37,6 +37,7 @@ def serve(args: argparse.Namespace) -> int:
     policy = _policy(args)
     _keep_memory()
     load = _loader(args.identity, args.passphrase_file)
+    from upseal.fleet.notify import Notifier
     from upseal.integrations.keyprocess.server import KeyServer
 
     logging.basicConfig(
@@ -48,9 +49,10 @@ def serve(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise Failure(USAGE, f"cannot keep these keys: {error}; change -i") from error
         with _signals(server):
-            _tell_systemd("READY=1")
+            manager = Notifier()
+            manager.say(READY=1)
             server.serve()
-            _tell_systemd("STOPPING=1")
+            manager.say(STOPPING=1)
     return OK
 
 
@@ -229,12 +231,3 @@ def _signals(server: KeyServer) -> Iterator[None]:
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tell_systemd(what: str) -> None:
-    """sd_notify(3), for Type=notify."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(what.encode(), "\0" + address[1:] if address[0] == "@" else address)
